@@ -1,0 +1,34 @@
+"""From a device's name in a config to a device that is there."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import UserError
+
+
+def pick_device(name: str, key: str = "device") -> torch.device:
+    """The device called `name`: `auto` (CUDA, else Apple's MPS, else the CPU), `cpu`, `mps`, `cuda` or `cuda:N`.
+
+    Raises UserError, naming the config `key`, when the device is not there: never a silent fall-back to the CPU.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{key} = {name!r} is no device; write auto, cpu, mps, cuda or cuda:N") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise UserError(
+                f"{key} = {name!r}, but PyTorch {torch.__version__} sees no CUDA device here; "
+                f"write cpu or auto, or install a CUDA build of PyTorch and check nvidia-smi"
+            )
+        if device.index is not None and device.index >= count:
+            raise UserError(f"{key} = {name!r}, but the CUDA devices here are cuda:0 to cuda:{count - 1}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"{key} = {name!r}, but PyTorch {torch.__version__} sees no MPS device here; write cpu or auto")
+    return device
