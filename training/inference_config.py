@@ -1,0 +1,101 @@
+# ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
+"""Every setting of `scripts/inference.py`: the public code's keys with its defaults and meaning, and ours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from ..utils.choices import Choice
+from ..utils.config_io import Config, setting
+from ..utils.seeds import parse_seeds
+from .config import device_problems
+
+
+class Dtype(Choice):
+    """Precision of the frozen models, with PyTorch's own names as aliases; noise and mapper are always float32."""
+
+    fp16 = "fp16"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    float16 = "fp16"
+    float32 = "fp32"
+    bfloat16 = "bf16"
+
+
+@dataclass(frozen=True)
+class InferenceConfig(Config):
+    """One call of `scripts/inference.py`."""
+
+    # Which saved step of input_dir to use; unset: the final one
+    iteration: Optional[int] = setting(None, at_least=0)
+    # Folder of a training run, ours or the public code's
+    input_dir: Optional[Path] = None
+    # Where the images go; unset: a folder inference_{iteration} beside the concept
+    inference_dir: Optional[Path] = None
+    # A mapper file of the public code (mapper-steps-N.pt); wins over input_dir
+    mapper_checkpoint_path: Optional[Path] = None
+    # The embeddings file that belongs to it (learned_embeds-steps-N.bin); wins over input_dir
+    learned_embeds_path: Optional[Path] = None
+    # Prompts, each with {} for the concept
+    prompts: Optional[tuple[str, ...]] = None
+    # Text file with one prompt per line, instead of prompts
+    prompts_file_path: Optional[Path] = None
+    # One image per prompt and seed: [42, 420], "0-31" or "1,5,7-9"
+    seeds: tuple[int, ...] = setting((42,), at_least=0, parse=parse_seeds)
+    # Hidden units kept: null keeps all; a number or a list makes one set of images for each
+    truncation_idxs: Optional[tuple[Optional[int], ...]] = setting(None, at_least=0)
+    # fp16, fp32 or bf16: precision of the frozen models
+    torch_dtype: Dtype = Dtype.fp16
+    # A concept file of this project (.safetensors), instead of input_dir
+    concept: Optional[Path] = None
+    # Model to generate with; unset: the one the concept was trained on
+    pretrained_model_name_or_path: Optional[str] = None
+    # Revision of the Hugging Face model: a branch, a tag or a commit
+    revision: Optional[str] = None
+    # What the images should not show
+    negative_prompt: str = ""
+    # Denoising steps per image
+    num_denoising_steps: int = setting(50, at_least=1, at_most=1000)
+    # Strength of the prompt; 1 or less switches guidance off
+    guidance_scale: float = setting(7.5, at_least=0)
+    # Sampler by name, such as dpmsolver++
+    scheduler: str = "dpmsolver++"
+    # Images denoised together; changes memory and speed, not the images
+    batch_size: int = setting(4, at_least=1)
+    # auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N
+    device: str = "auto"
+    # Run the model's own safety checker, if it has one
+    safety_checker: bool = True
+
+    @property
+    def truncations(self) -> tuple[Optional[int], ...]:
+        """`truncation_idxs` as a tuple; None in it keeps all hidden units."""
+        return self.truncation_idxs or (None,)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the images go: `inference_dir`, else a folder beside the concept that tells the step."""
+        if self.inference_dir is not None:
+            return self.inference_dir
+        if self.input_dir is not None:
+            return self.input_dir / ("inference" if self.iteration is None else f"inference_{self.iteration}")
+        source = self.concept or self.mapper_checkpoint_path
+        assert source is not None, "problems() asks for a source"
+        return source.parent / f"inference_{source.stem}"
+
+    def problems(self) -> list[str]:
+        lines = device_problems("device", self.device)
+        if self.prompts and self.prompts_file_path is not None:
+            lines.append("prompts and prompts_file_path are both given; leave one of them out")
+        if not self.prompts and self.prompts_file_path is None:
+            lines.append('no prompts given; write prompts: ["A photo of a {}"], or prompts_file_path: a text file')
+        if self.concept is not None:
+            for key in ("input_dir", "iteration", "mapper_checkpoint_path", "learned_embeds_path"):
+                if getattr(self, key) is not None:
+                    lines.append(f"concept and {key} are both given; concept alone says which file to use")
+        elif self.input_dir is None:
+            if self.mapper_checkpoint_path is None:
+                lines.append("no concept given; write concept: a .safetensors file, or input_dir: the folder of a run")
+            elif self.learned_embeds_path is None:
+                lines.append("mapper_checkpoint_path needs learned_embeds_path: its learned_embeds-steps-N.bin")
+        return lines
