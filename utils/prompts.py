@@ -91,7 +91,7 @@ VALIDATION_PROMPTS = (
 )
 
 MAX_NAME_BYTES = 120  # file systems allow 255 (some 143); what is appended to a name must fit too
-_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029]')
 _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
 
 
