@@ -16,7 +16,8 @@ from torch import Tensor
 from ..utils.errors import UserError
 from ..utils.images import load_image, to_square
 from ..utils.prompts import OBJECT_TEMPLATES, SLOT, STYLE_TEMPLATES, fill
-from .config import DataConfig, LearnableProperty
+from .config import DataConfig
+from .options import LearnableProperty
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 FOREIGN_SUFFIXES = {".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"}

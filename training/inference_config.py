@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Optional
 
 from ..utils.choices import Choice
-from ..utils.config_io import Config, setting
+from ..utils.config_io import Config
+from ..utils.config_values import setting
 from ..utils.seeds import parse_seeds
 from .config import device_problems
 

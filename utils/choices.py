@@ -11,5 +11,8 @@ class Choice(str, Enum):
     Members are named exactly as their words, because pyrallis decodes an Enum by the member's name.
     """
 
-    __str__ = str.__str__
-    __format__ = str.__format__
+    def __str__(self) -> str:
+        return str(self.value)
+
+    def __format__(self, format_spec: str) -> str:
+        return format(str(self.value), format_spec)

@@ -12,22 +12,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pyrallis
 import yaml
 from pyrallis.argparsing import ArgumentParser
-from pyrallis.utils import deflatten
 
+from .config_values import FALSE, TRUE, convert, range_problem
 from .errors import UserError
+from .yaml_text import load_yaml, parse_flow
 
-NULL = {"", "~", "null", "none"}
-TRUE = {"true", "yes", "on", "1"}
-FALSE = {"false", "no", "off", "0"}
+COMMAND_LINE = "command line"
+CUTOFF = 0.75  # how alike (difflib) a key must be to be suggested
 
 
 class Config:
@@ -46,22 +45,6 @@ class Config:
 C = TypeVar("C", bound=Config)
 
 
-def setting(
-    default: Any = dataclasses.MISSING,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    parse: Callable[[Any], Any] | None = None,
-) -> Any:
-    """A dataclass field with a range (of each item, for lists) and, where the type alone cannot say it, its own parser.
-
-    `parse` takes what was written (text, or a list of texts) and returns the value, or raises UserError.
-    """
-    metadata = {"at_least": at_least, "above": above, "at_most": at_most, "parse": parse}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
 def parse_config(config_class: type[C], argv: Sequence[str]) -> C:
     """The config that `argv` describes: `[--config_path X.yaml] [--group.key value | --group.key=value | --flag] ...`.
 
@@ -71,17 +54,12 @@ def parse_config(config_class: type[C], argv: Sequence[str]) -> C:
     if {"-h", "--help"} & set(argv):
         ArgumentParser(config_class=config_class).parse_args(["--help"])
     reader = _Reader(config_class)
-    reader.read(argv)
+    values = reader.read(argv)
     if reader.problems:
         raise UserError("\n".join(reader.problems))
-    config = pyrallis.decode(config_class, deflatten(reader.values))
+    config = pyrallis.decode(config_class, values)
     config.validate()
     return config
-
-
-def load_yaml_config(config_class: type[C], path: Path | str) -> C:
-    """The config in a YAML file, as `parse_config` reads it."""
-    return parse_config(config_class, ["--config_path", str(path)])
 
 
 def to_plain_dict(config: Any) -> Any:
@@ -103,7 +81,7 @@ def save_yaml(config: Config, path: Path | str) -> None:
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"the config cannot be written to {path}: {error.strerror}") from None
+        raise UserError(f"the config cannot be written to {path}: {error.strerror}; choose another folder") from None
 
 
 class _Key(NamedTuple):
@@ -111,199 +89,117 @@ class _Key(NamedTuple):
     field: dataclasses.Field
 
 
+class _Written(NamedTuple):
+    raw: Any  # text, or a list or mapping of texts
+    where: str  # the file, or the command line
+
+
 class _Reader:
-    """Collects the plain values of one config from a file and the command line, and what is wrong with them."""
+    """What one config's keys are, what is written for them, and everything that is wrong with it."""
 
     def __init__(self, config_class: type[Config]) -> None:
-        self.keys: dict[str, _Key] = {}
-        self.groups: set[str] = set()
-        self.values: dict[str, Any] = {}
+        self.keys: dict[str, _Key] = {}  # by dotted name
+        self.groups: list[str] = []
         self.problems: list[str] = []
-        self.config_path: str | None = None
         self._list_keys(config_class, "")
+
+    def read(self, argv: Sequence[str]) -> dict[str, Any]:
+        """The values as nested dicts, as far as they are right."""
+        options = self._options(argv)
+        config_path = options.pop(pyrallis.utils.CONFIG_ARG, None)
+        written: dict[str, _Written] = {}
+        if config_path is not None:
+            self._flatten(load_yaml(Path(config_path)), "", config_path, written)
+        for name, text in options.items():
+            is_mapping = name in self.groups and text.lstrip().startswith("{")
+            self._flatten({name: parse_flow(text) if is_mapping else text}, "", COMMAND_LINE, written)
+        values: dict[str, Any] = {}
+        for name, (raw, where) in written.items():
+            try:
+                values[name] = self._value(name, raw, where)
+            except UserError as error:
+                self.problems.append(str(error))
+        self._report_missing(written, config_path)
+        return pyrallis.utils.deflatten(values)
 
     def _list_keys(self, config_class: type, prefix: str) -> None:
         types = typing.get_type_hints(config_class)
         for field in dataclasses.fields(config_class):
             name, kind = prefix + field.name, types[field.name]
             if dataclasses.is_dataclass(kind):
-                self.groups.add(name)
+                self.groups.append(name)
                 self._list_keys(typing.cast(type, kind), f"{name}.")
             else:
                 self.keys[name] = _Key(kind, field)
 
-    def read(self, argv: Sequence[str]) -> None:
-        options = self._options(argv)
-        written: dict[str, tuple[Any, str]] = {}
-        if self.config_path is not None:
-            self._flatten(_load_yaml(Path(self.config_path)), "", self.config_path, written)
-        for name, value in options:
-            if name in self.groups and value.startswith("{"):
-                self._flatten(_flow(value, name), f"{name}.", "command line", written)
-            else:
-                written[name] = (value, "command line")
-        for name, (raw, where) in written.items():
-            try:
-                self.values[name] = self._value(name, raw, where)
-            except UserError as error:
-                self.problems.append(str(error))
-        # a misspelt key explains itself; saying that the right one is missing as well would only hide it
-        hinted = " ".join(self.problems)
-        for name, key in self.keys.items():
-            required = key.field.default is key.field.default_factory is dataclasses.MISSING
-            if required and name not in written and name not in hinted:
-                self.problems.append(
-                    f"{name} is missing; write it in the YAML file{self._file()} or pass --{name} VALUE"
-                )
-
-    def _file(self) -> str:
-        return f" {self.config_path}" if self.config_path is not None else " (--config_path X.yaml)"
-
-    def _options(self, argv: Sequence[str]) -> list[tuple[str, str]]:
-        options = []
+    def _options(self, argv: Sequence[str]) -> dict[str, str]:
+        options: dict[str, str] = {}
         rest = list(argv)
         while rest:
             word = rest.pop(0)
             if not word.startswith("--"):
-                self.problems.append(
-                    f"unexpected argument {word!r}; options are written --group.key value, "
-                    f'and lists in one piece: --seeds "[1, 2]"'
-                )
+                hint = 'options are written --group.key value, and a list in one piece: "[1, 2]"'
+                self.problems.append(f"unexpected argument {word!r}; {hint}")
                 continue
-            name, equals, value = word[2:].partition("=")
+            name, equals, text = word[2:].partition("=")
             name = name.replace("-", "_")
+            following = rest[0] if rest and not rest[0].startswith("--") else None
             is_flag = name in self.keys and self.keys[name].type is bool
-            if not equals:
-                following = rest[0] if rest and not rest[0].startswith("--") else None
-                if is_flag and (following is None or following.lower() not in TRUE | FALSE):
-                    value = "true"
-                elif following is None:
-                    self.problems.append(
-                        f"--{name} needs a value: --{name} VALUE"
-                        if name in self.keys
-                        else self._unknown(name, "", "command line")
-                    )
-                    continue
-                else:
-                    value = rest.pop(0)
-            if name == pyrallis.utils.CONFIG_ARG:
-                self.config_path = value
+            if equals:
+                options[name] = text
+            elif is_flag and (following is None or following.lower() not in TRUE | FALSE):
+                options[name] = "true"
+            elif following is not None:
+                options[name] = rest.pop(0)
+            elif name in self.keys or name == pyrallis.utils.CONFIG_ARG:
+                self.problems.append(f"--{name} needs a value: --{name} VALUE")
             else:
-                options.append((name, value))
+                options[name] = ""
         return options
 
-    def _flatten(self, tree: Any, prefix: str, where: str, written: dict[str, tuple[Any, str]]) -> None:
+    def _flatten(self, tree: Any, prefix: str, where: str, written: dict[str, _Written]) -> None:
         if not isinstance(tree, Mapping):
-            self.problems.append(
-                f"{prefix[:-1] or 'the file'} = {tree!r} ({where}) should hold keys, as in `key: value`"
-            )
+            place = f"{prefix[:-1]} = {tree!r} ({where})" if prefix else where
+            self.problems.append(f"{place}: must hold keys, written as `key: value`")
             return
-        for key, value in tree.items():
+        for key, raw in tree.items():
             name = prefix + key
             if name not in self.groups:
-                written[name] = (value, where)
-            elif value != "":  # a group with nothing below it keeps its defaults
-                self._flatten(value, f"{name}.", where, written)
+                written[name] = _Written(raw, where)
+            elif raw != "":  # a group with nothing below it keeps its defaults
+                self._flatten(raw, f"{name}.", where, written)
 
     def _value(self, name: str, raw: Any, where: str) -> Any:
         if name not in self.keys:
-            raise UserError(self._unknown(name, raw, where))
+            raise UserError(f"unknown key {name} = {raw!r} ({where}); {self._suggestion(name)}")
         kind, field = self.keys[name]
         try:
-            value = _convert(kind, raw, field.metadata.get("parse"))
+            value = convert(kind, raw, field.metadata.get("parse"))
         except UserError as error:
             raise UserError(f"{name} = {raw!r} ({where}): {error}") from None
-        if problem := _range_problem(value, field):
+        if problem := range_problem(value, field):
             raise UserError(f"{name} = {raw!r} ({where}): {problem}")
         return value
 
-    def _unknown(self, name: str, raw: Any, where: str) -> str:
-        told = f"unknown key {name} (value {raw!r}, {where})"
-        if name in self.groups:
-            return f"{told}: {name} is a group; its keys: {self._siblings(name)}"
-        candidates = [*self.keys, *self.groups]
-        close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
-        if not close:  # the right word in the wrong group, or without a group
-            leaves = {key.rpartition(".")[2]: key for key in reversed(candidates)}
-            close = [
-                leaves[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1, cutoff=0.75)
-            ]
-        if close:
-            return f"{told}; did you mean {close[0]}?"
-        group = name.rpartition(".")[0]
-        return f"{told}; allowed here: {self._siblings(group if group in self.groups else '')}"
+    def _suggestion(self, name: str) -> str:
+        group, _, leaf = name.rpartition(".")
+        names = [*self.keys, *self.groups]
+        by_leaf = {known.rpartition(".")[2]: known for known in reversed(names)}
+        if close := difflib.get_close_matches(name, names, n=1, cutoff=CUTOFF):
+            return f"did you mean {close[0]}?"
+        if close := difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=CUTOFF):  # right word, wrong group or none
+            return f"did you mean {by_leaf[close[0]]}?"
+        prefix = f"{group}." if group in self.groups else ""
+        siblings = (known.removeprefix(prefix).split(".")[0] for known in self.keys if known.startswith(prefix))
+        return f"allowed {f'in {group}' if prefix else 'here'}: {', '.join(dict.fromkeys(siblings))}"
 
-    def _siblings(self, group: str) -> str:
-        prefix = f"{group}." if group else ""
-        return ", ".join(dict.fromkeys(k[len(prefix) :].split(".")[0] for k in self.keys if k.startswith(prefix)))
-
-
-def _convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> Any:
-    """Plain value of type `kind` from YAML text, or a UserError that says what is allowed (without naming the key)."""
-    if typing.get_origin(kind) is typing.Union:  # only ever Optional[...]
-        if isinstance(raw, str) and raw.strip().lower() in NULL:
-            return None
-        (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
-    if typing.get_origin(kind) is tuple:
-        return _convert_list(typing.get_args(kind)[0], raw, parse)
-    if not isinstance(raw, str):
-        raise UserError(f"needs {_describe(kind)}, not a {'list' if isinstance(raw, list) else 'group of keys'}")
-    if kind is str or kind is Path:
-        return raw
-    word = raw.strip()
-    if kind is bool:
-        if word.lower() in TRUE | FALSE:
-            return word.lower() in TRUE
-    elif issubclass(kind, enum.Enum):
-        if word in kind.__members__:
-            return word
-    else:
-        try:
-            number = kind(word)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    raise UserError(f"needs {_describe(kind)}")
-
-
-def _convert_list(item: Any, raw: Any, parse: Callable[[Any], Any] | None) -> list[Any]:
-    if isinstance(raw, str) and raw.lstrip().startswith("["):
-        raw = _flow(raw, "the list")
-    if isinstance(raw, Mapping):
-        raise UserError('needs a list; quote text that holds {} or ": ", as in ["A photo of a {}"]')
-    if parse is not None:
-        return list(parse(raw))
-    if isinstance(raw, str):  # one value stands for a list of one, and "0,16,64" for a list of numbers
-        raw = [raw] if item is str else raw.split(",")
-    return [_convert(item, part) for part in raw]
-
-
-def _describe(kind: Any) -> str:
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return f"one of: {', '.join(member.name for member in kind)}"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-    return names[kind]
-
-
-def _range_problem(value: Any, field: dataclasses.Field) -> str | None:
-    """What is wrong with a number, or with the numbers of a list, given the field's range."""
-    at_least, above, at_most = (field.metadata.get(bound) for bound in ("at_least", "above", "at_most"))
-    numbers = [
-        item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, (int, float))
-    ]
-    limits = []
-    if at_least is not None:
-        limits.append(f"at least {at_least}")
-    if above is not None:
-        limits.append(f"above {above}")
-    if at_most is not None:
-        limits.append(f"at most {at_most}")
-    for number in numbers:
-        too_low = (at_least is not None and number < at_least) or (above is not None and number <= above)
-        if too_low or (at_most is not None and number > at_most):
-            return f"out of range, must be {' and '.join(limits)}"
-    return None
+    def _report_missing(self, written: Mapping[str, _Written], config_path: str | None) -> None:
+        told = " ".join(self.problems)  # a misspelt key explains itself: its right name is not reported missing as well
+        for name, key in self.keys.items():
+            required = key.field.default is dataclasses.MISSING and key.field.default_factory is dataclasses.MISSING
+            if required and name not in written and name not in told:
+                file = config_path or "a YAML file (--config_path X.yaml)"
+                self.problems.append(f"{name} is missing; write it in {file} or pass --{name} VALUE")
 
 
 def _all_problems(config: Config, prefix: str = "") -> list[str]:
@@ -312,52 +208,6 @@ def _all_problems(config: Config, prefix: str = "") -> list[str]:
         value = getattr(config, field.name)
         if isinstance(value, Config):
             lines += _all_problems(value, f"{prefix}{field.name}.")
-        elif problem := _range_problem(value, field):
+        elif problem := range_problem(value, field):
             lines.append(f"{prefix}{field.name} = {value!r}: {problem}")
     return lines + config.problems()
-
-
-class _TextLoader(yaml.BaseLoader):
-    """YAML with every scalar as text, and with a key given twice refused instead of the last one winning."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, "a key is not a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _load_yaml(path: Path) -> Any:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
-    except FileNotFoundError:
-        raise UserError(f"the config file {path} does not exist; check --config_path") from None
-    except OSError as error:
-        raise UserError(f"the config file {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"the config file {path} is not UTF-8 text; is it a YAML file?") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"the config file {path} is not valid YAML: {_yaml_reason(error)}") from None
-    return {} if tree is None or tree == "" else tree
-
-
-def _flow(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, _TextLoader)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f'{what} is not valid YAML ({_yaml_reason(error)}); quote each text: ["A photo of a {{}}", ...]'
-        ) from None
-
-
-def _yaml_reason(error: yaml.YAMLError) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
-    mark = error.problem_mark or error.context_mark
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{place}{error.problem}"

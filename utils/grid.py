@@ -31,8 +31,8 @@ def labelled_grid(
         raise ValueError(f"{len(column_labels)} column labels for {columns} columns")
 
     tile_width = max(tile.width for row in rows for tile in row)
-    size = min(max(tile_width // 18, 12), 26)
-    gap, margin = max(size // 3, 4), size + size // 2
+    size = min(max(tile_width // 18, 12), 28)
+    gap, margin = max(size // 2 - 2, 4), size + size // 2
     font, title_font = _font(size), _font(size * 3 // 2)
 
     left_texts = [_wrap(label, font, max(tile_width // 2, 11 * size)) for label in row_labels] or [""] * len(rows)
