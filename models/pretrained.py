@@ -1,0 +1,112 @@
+"""Reading the parts of a diffusers-format model, and saying in one line what went wrong when that fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ..utils.errors import UserError
+
+BUNDLED = {
+    "miniature": Path(__file__).parent / "miniature" / "sd",
+    "miniature-judge": Path(__file__).parent / "miniature" / "judge",
+}
+WEIGHTS = {  # part -> its weight file, as hub repositories name it
+    "text_encoder": "model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+}
+HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def model_folder(name_or_path: str, revision: str | None = None, weights: Collection[str] = tuple(WEIGHTS)) -> Path:
+    """The local folder of a model: bundled, a path, or a hub repository fetched into (or found in) the hub's cache.
+
+    Of a repository only the configs, the tokenizer and the safetensors files of the parts in `weights` are fetched.
+    Raises UserError naming what was tried if there is no such folder, or neither a network nor a cached copy.
+    """
+    folder = BUNDLED.get(name_or_path, Path(name_or_path).expanduser())
+    if folder.is_dir():
+        return folder
+    if name_or_path in BUNDLED:
+        raise UserError(f"model {name_or_path!r}: the bundled weights are missing from {folder}; reinstall the project")
+    if not HUB_NAME.fullmatch(name_or_path):
+        raise UserError(
+            f"model {name_or_path!r}: no such folder; give a folder in diffusers format, a hub name such as "
+            "'CompVis/stable-diffusion-v1-4', or 'miniature'"
+        )
+    patterns = ["*.json", "tokenizer/*", *(f"{part}/{WEIGHTS[part]}" for part in weights)]
+    try:
+        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        version = f" (revision {revision})" if revision else ""
+        raise UserError(
+            f"model {name_or_path!r}{version}: no such folder here, and the hub repository could not be fetched and is "
+            f"not cached ({_first_line(error)}); check the name and the network, or pass the path of a local folder"
+        ) from error
+
+
+def load_parts(
+    name_or_path: str, *, revision: str | None, dtype: torch.dtype, weights: Collection[str]
+) -> dict[str, Any]:
+    """tokenizer, text_encoder, vae, unet, scheduler of a model.
+
+    Parts that are not in `weights` are built from their config on the "meta" device. Whatever scheduler class the model
+    names, its noise schedule is returned as a DDPMScheduler, which has all that training needs.
+    """
+    if unknown := set(weights) - WEIGHTS.keys():
+        raise ValueError(f"components {sorted(unknown)}: allowed are {', '.join(WEIGHTS)}")
+    folder = model_folder(name_or_path, revision, weights)
+    model_classes = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
+    loaders: dict[str, Callable[[Path], Any]] = {
+        "tokenizer": CLIPTokenizer.from_pretrained,
+        "scheduler": DDPMScheduler.from_pretrained,
+    }
+    for part, model_class in model_classes.items():
+        if part in weights:
+            loaders[part] = lambda path, model_class=model_class: _with_weights(model_class, path, dtype)
+        else:
+            loaders[part] = lambda path, model_class=model_class: _structure(model_class, path)
+    parts = {}
+    for part, load in loaders.items():
+        try:
+            if not (folder / part).is_dir():
+                raise FileNotFoundError(f"there is no {part} folder")
+            parts[part] = load(folder / part)
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise UserError(
+                f"model {name_or_path!r}: cannot load its {part} from {folder} ({_first_line(error)}); a complete "
+                "Stable Diffusion 1.x/2.x folder in diffusers format, with safetensors weights, is needed"
+            ) from error
+    return parts
+
+
+def _with_weights(model_class: Any, path: Path, dtype: torch.dtype) -> nn.Module:
+    if model_class is not CLIPTextModel:
+        return model_class.from_pretrained(path, torch_dtype=dtype)  # raises by itself if weights are missing
+    model, info = model_class.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if info["missing_keys"]:  # transformers would fill them with random numbers and only warn
+        raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}, ...")
+    return model
+
+
+def _structure(model_class: Any, path: Path) -> nn.Module:
+    """The module with its sizes but without weights."""
+    with torch.device("meta"):
+        if model_class is CLIPTextModel:
+            return CLIPTextModel(CLIPTextConfig.from_pretrained(path))
+        return model_class.from_config(model_class.load_config(path))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
