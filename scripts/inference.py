@@ -1,0 +1,66 @@
+"""Generate images of a learned concept.
+
+    python scripts/inference.py --config_path input_configs/inference.yaml [--key value ...]
+
+docs/inference.md explains the keys, the truncation slider and what is written where.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+try:
+    from neti.models.concept_files import ConceptFiles, explicit_files, find_files
+    from neti.training.inference_config import InferenceConfig
+    from neti.utils.config_io import parse_config
+    from neti.utils.errors import UserError, exit_on_user_error
+    from neti.utils.prompts import read_prompts
+    from tqdm import tqdm
+except ModuleNotFoundError as missing:
+    print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
+    sys.exit(2)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check everything, load the model, make the images that are not there yet."""
+    config = parse_config(InferenceConfig, sys.argv[1:] if argv is None else argv)
+    files = concept_files(config)
+    prompts = read_prompts(config.prompts_file_path) if config.prompts_file_path else config.prompts or ()
+
+    from neti.training.inference import InferenceRun  # takes seconds (torch): mistakes found above are told at once
+
+    run = InferenceRun(config, files, prompts)
+    precision = run.config.torch_dtype
+    print(f"concept {run.concept.placeholder} from {files.concept}; {run.base_model} in {precision} on {run.device}")
+    there = run.num_images - run.num_missing
+    print(f"{run.num_images} images in {run.gallery.root}: {there} there already, {run.num_missing} to make")
+    if not run.has_checker:
+        print("note: the base model has no safety checker; the images are not checked")
+    if run.device.type == "cpu" and precision == "fp16":
+        print("note: fp16 is slow on a CPU; pass --torch_dtype fp32")
+    with tqdm(total=run.num_missing * config.num_denoising_steps, unit="step", disable=None) as bar:
+        for made in run.images(on_step=bar.update):
+            bar.set_postfix_str(f"{made.recipe.prompt[:40]}, seed {made.recipe.seed}")
+            if made.withheld:
+                bar.write(
+                    f"{run.gallery.path(made.recipe)} is black: the base model's safety checker withheld the image"
+                )
+    for prompt in run.recipes:
+        print(run.gallery.folder(prompt))
+
+
+def concept_files(config: InferenceConfig) -> ConceptFiles:
+    """The file(s) of the concept: explicit paths win over a folder and an iteration."""
+    explicit = config.concept or config.mapper_checkpoint_path
+    if explicit is not None:
+        return explicit_files(explicit, config.learned_embeds_path)
+    if config.learned_embeds_path is not None:
+        raise UserError("learned_embeds_path is given without mapper_checkpoint_path: give both or neither")
+    assert config.input_dir is not None, "InferenceConfig.problems asks for a source"
+    return find_files(config.input_dir, config.iteration)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
