@@ -15,7 +15,8 @@ from .dataset import ConceptDataset
 class LatentCache:
     """Mean and log-variance of q(z | image) for each image, so that a step samples latents without running the VAE.
 
-    Shapes: `mean`, `log_variance` [2, images, C, h, w] in float32; the first axis is as it is (0) or mirrored (1).
+    Shapes: `mean`, `log_variance` [2, images, C, h, w]; the first axis is as it is (0) or mirrored (1). They are kept
+    on the CPU in float32, so that the samples drawn from them are the same for every device and compute dtype.
     """
 
     def __init__(self, mean: Tensor, log_variance: Tensor, scaling_factor: float, shift_factor: float = 0.0) -> None:
@@ -37,8 +38,8 @@ class LatentCache:
             pixels = dataset.pixels(image_ids).to(vae.device, vae.dtype)
             for (means, log_variances), view in zip(moments, (pixels, pixels.flip(-1)), strict=True):
                 posterior = vae.encode(view).latent_dist
-                means.append(posterior.mean.float())
-                log_variances.append(posterior.logvar.float())
+                means.append(posterior.mean.float().cpu())
+                log_variances.append(posterior.logvar.float().cpu())
         mean = torch.stack([torch.cat(means) for means, _ in moments])
         log_variance = torch.stack([torch.cat(log_variances) for _, log_variances in moments])
         finite = (mean.isfinite() & log_variance.isfinite()).all(dim=0).flatten(1).all(dim=1)
@@ -54,12 +55,12 @@ class LatentCache:
         return channels, height, width
 
     def sample(self, image_ids: Sequence[int], flips: Sequence[bool], noise: Tensor) -> Tensor:
-        """Scaled latents [B,C,h,w] drawn with the given standard normal noise [B,C,h,w].
+        """Scaled latents [B,C,h,w] drawn with the given standard normal noise [B,C,h,w], on the CPU.
 
         z = mean + exp(log_variance / 2) * noise, then (z - shift_factor) * scaling_factor.
         """
-        view = torch.as_tensor([int(flip) for flip in flips], device=self.mean.device)
-        image = torch.as_tensor(list(image_ids), device=self.mean.device)
+        view = torch.tensor([int(flip) for flip in flips])
+        image = torch.tensor(list(image_ids))
         mean, log_variance = self.mean[view, image], self.log_variance[view, image]
         latents = mean + torch.exp(0.5 * log_variance) * noise
         return (latents - self.shift_factor) * self.scaling_factor

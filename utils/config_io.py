@@ -21,7 +21,7 @@ import pyrallis
 import yaml
 from pyrallis.argparsing import ArgumentParser
 
-from .config_values import FALSE, TRUE, convert, range_problem
+from .config_values import convert, range_problem
 from .errors import UserError
 from .yaml_text import load_yaml, parse_flow
 
@@ -144,13 +144,12 @@ class _Reader:
             name, equals, text = word[2:].partition("=")
             name = name.replace("-", "_")
             following = rest[0] if rest and not rest[0].startswith("--") else None
-            is_flag = name in self.keys and self.keys[name].type is bool
             if equals:
                 options[name] = text
-            elif is_flag and (following is None or following.lower() not in TRUE | FALSE):
-                options[name] = "true"
             elif following is not None:
                 options[name] = rest.pop(0)
+            elif name in self.keys and self.keys[name].type is bool:
+                options[name] = "true"
             elif name in self.keys or name == pyrallis.utils.CONFIG_ARG:
                 self.problems.append(f"--{name} needs a value: --{name} VALUE")
             else:

@@ -40,6 +40,7 @@ def convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> A
     `kind` is bool, int, float, str, Path, an Enum, tuple[X, ...], or Optional of one of these. Raises UserError, which
     says what is allowed and leaves it to the caller to name the key.
     """
+    allowed = _describe(kind)
     if typing.get_origin(kind) is typing.Union:
         if isinstance(raw, str) and raw.strip().lower() in NULL:
             return None
@@ -47,7 +48,7 @@ def convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> A
     if typing.get_origin(kind) is tuple:
         return _convert_list(typing.get_args(kind)[0], raw, parse)
     if not isinstance(raw, str):
-        raise UserError(f"must be {_describe(kind)}, not a {'list' if isinstance(raw, list) else 'group of keys'}")
+        raise UserError(f"must be {allowed}, not a {'list' if isinstance(raw, list) else 'group of keys'}")
     if kind is str or kind is Path:
         return raw
     word = raw.strip()
@@ -64,7 +65,7 @@ def convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> A
             number = math.nan
         if math.isfinite(number):
             return number
-    raise UserError(f"must be {_describe(kind)}")
+    raise UserError(f"must be {allowed}")
 
 
 def range_problem(value: Any, field: dataclasses.Field) -> str | None:
@@ -95,6 +96,8 @@ def _convert_list(item: Any, raw: Any, parse: Callable[[Any], Any] | None) -> li
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Union:
         return f"{_describe(typing.get_args(kind)[0])} or null"
+    if typing.get_origin(kind) is tuple:
+        return "a list"
     if issubclass(kind, enum.Enum):
         return f"one of: {', '.join(member.name for member in kind)}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}

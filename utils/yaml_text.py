@@ -11,7 +11,7 @@ from .errors import UserError
 
 
 def load_yaml(path: Path) -> Any:
-    """The tree in a YAML file, {} if it is empty. UserError if it is missing, unreadable or malformed (with the line)."""
+    """The tree in a YAML file, {} if empty. UserError, with the line, if it is missing, unreadable or malformed."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
     except FileNotFoundError:

@@ -1,0 +1,25 @@
+"""Devices by name; one that is absent is an error, never a silent fall-back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from neti.utils.devices import pick_device
+from neti.utils.errors import UserError
+
+
+def test_auto_and_cpu_are_always_there() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else pick_device("auto").type)
+
+
+def test_a_name_that_is_no_device_is_told_with_its_key() -> None:
+    with pytest.raises(UserError, match=r"optim\.device = 'gpu' is no device; write auto, cpu, mps, cuda or cuda:N"):
+        pick_device("gpu", "optim.device")
+
+
+def test_cuda_asked_for_but_absent_is_told() -> None:
+    absent = f"cuda:{torch.cuda.device_count()}" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(UserError, match=f"device = '{absent}', but ") as caught:
+        pick_device(absent)
+    assert "\n" not in str(caught.value)

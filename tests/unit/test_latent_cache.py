@@ -1,0 +1,54 @@
+"""The cached posterior gives what the VAE itself would give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from neti.training.config import DataConfig
+from neti.training.dataset import ConceptDataset
+from neti.training.latent_cache import LatentCache
+from neti.utils.errors import UserError
+from PIL import Image
+
+
+@pytest.fixture
+def vae() -> AutoencoderKL:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        blocks = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
+        return AutoencoderKL(3, 3, *blocks, block_out_channels=(4, 8), norm_num_groups=2, shift_factor=0.25).eval()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ConceptDataset:
+    for number in range(3):
+        Image.effect_noise((20, 16), 40 + 40 * number).convert("RGB").save(tmp_path / f"{number}.png")
+    return ConceptDataset(DataConfig(tmp_path, "<toy>", resolution=16), seed=0)
+
+
+def test_samples_are_those_of_the_vae(vae: AutoencoderKL, images: ConceptDataset) -> None:
+    cache = LatentCache.build(vae, images, chunk=2)
+    assert cache.mean.shape == cache.log_variance.shape == (2, 3, 4, 8, 8)
+    assert cache.latent_shape == (4, 8, 8)
+    ids, flips = [2, 0, 2], [True, False, False]
+    pixels = torch.stack([p.flip(-1) if f else p for p, f in zip(images.pixels(ids), flips, strict=True)])
+    with torch.no_grad():
+        posterior = vae.encode(pixels).latent_dist
+    expected = (posterior.sample(torch.Generator().manual_seed(5)) - 0.25) * vae.config.scaling_factor
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(cache.sample(ids, flips, noise), expected)
+
+
+def test_the_chunk_size_does_not_change_the_latents(vae: AutoencoderKL, images: ConceptDataset) -> None:
+    one, all_at_once = (LatentCache.build(vae, images, chunk=chunk) for chunk in (1, 3))
+    torch.testing.assert_close(one.mean, all_at_once.mean)
+    torch.testing.assert_close(one.log_variance, all_at_once.log_variance)
+
+
+def test_an_overflowing_vae_is_told_with_the_image(vae: AutoencoderKL, images: ConceptDataset) -> None:
+    torch.nn.init.constant_(vae.quant_conv.bias, float("nan"))
+    with pytest.raises(UserError, match=r"NaN or infinite latents in torch\.float32 for 0\.png, 1\.png, 2\.png"):
+        LatentCache.build(vae, images)

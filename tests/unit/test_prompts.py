@@ -1,0 +1,115 @@
+"""Templates, `{}` filling, prompt files and file names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from neti.utils.errors import UserError
+from neti.utils.prompts import OBJECT_TEMPLATES, PAPER_PROMPTS, STYLE_TEMPLATES, fill, read_prompts, safe_name
+
+
+def test_the_templates_are_those_of_textual_inversion() -> None:
+    assert (len(OBJECT_TEMPLATES), len(STYLE_TEMPLATES), len(PAPER_PROMPTS)) == (27, 19, 15)
+    assert len(set(OBJECT_TEMPLATES)) == 27
+    assert len(set(STYLE_TEMPLATES)) == 17  # two stand twice, in the original as well
+    assert all(text.count("{}") == 1 for text in (*OBJECT_TEMPLATES, *STYLE_TEMPLATES, *PAPER_PROMPTS))
+
+
+def test_fill_replaces_every_slot_and_nothing_else() -> None:
+    assert fill("{} next to a {}", "<toy>") == "<toy> next to a <toy>"
+    assert fill("a {0} {} {weird", "<toy>") == "a {0} <toy> {weird"
+    assert fill("a photo of <toy>", "<toy>") == "a photo of <toy>"
+
+
+def test_a_prompt_without_a_slot_is_named() -> None:
+    with pytest.raises(UserError, match=r"'A photo of a toy' has no \{\}"):
+        fill("A photo of a toy", "<toy>")
+
+
+def test_read_prompts_skips_empty_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfA photo of a {}\r\n\r\n  Caf\xc3\xa9 with {}  \n")
+    assert read_prompts(path) == ["A photo of a {}", "Café with {}"]
+
+
+def test_a_prompts_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
+    empty.write_text("\n \n")
+    latin.write_bytes(b"Caf\xe9 {}")
+    for path, told in [
+        (tmp_path / "none.txt", "does not exist"),
+        (empty, "is empty"),
+        (latin, "is not UTF-8 text"),
+        (tmp_path, "cannot be read"),
+    ]:
+        with pytest.raises(UserError, match=told) as caught:
+            read_prompts(path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", ["A photo of a {}", "Café 猫 🎨 of {}", "it's {}, v1.5 (new)", "console {}"])
+def test_a_good_name_is_kept(prompt: str) -> None:
+    assert safe_name(prompt) == prompt
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a/b",
+        "..",
+        "../../etc/passwd",
+        ".hidden",
+        "",
+        "   ",
+        "dots...",
+        "con",
+        "NUL",
+        "com1.png",
+        "a:b",
+        "what?",
+        "<toy>",
+        "tab\there",
+        "two\nlines",
+        "\u2028",
+        "nul\x00",
+        "x" * 300,
+        "猫" * 100,
+        "lone \ud800 half",
+        "Cafe\u0301",
+    ],
+)
+def test_a_bad_name_becomes_a_good_one_on_every_system(prompt: str, tmp_path: Path) -> None:
+    name = safe_name(prompt)
+    assert name != prompt
+    assert 0 < len(name.encode()) <= 120
+    assert not set(name) & set('<>:"/\\|?*')
+    assert name.isprintable()
+    assert name[0] not in ". "
+    assert name[-1] not in ". "
+    assert name.split(".")[0].upper() not in {"CON", "NUL", "COM1"}
+    assert safe_name(name) == name
+    assert safe_name(prompt) == name
+    (tmp_path / name).mkdir()
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_different_prompts_never_share_a_name() -> None:
+    prompts = [
+        "a/b",
+        "a\\b",
+        "a_b",
+        "a:b",
+        "x" * 300,
+        "x" * 301,
+        ".",
+        "..",
+        "...",
+        "",
+        " ",
+        "_con",
+        "con",
+        "a b",
+        "a b ",
+    ]
+    assert len({safe_name(prompt) for prompt in prompts}) == len(prompts)
