@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from neti.training.config import DataConfig, EvalConfig, LogConfig, PESigmas, RunConfig
@@ -71,7 +72,7 @@ optim:
 """
 
 # The defaults of the public code, from the run config that it writes into its checkpoints.
-PUBLIC_DEFAULTS = {
+PUBLIC_DEFAULTS: dict[str, dict[str, Any]] = {
     "log": {
         "exp_dir": "outputs",
         "save_steps": 250,

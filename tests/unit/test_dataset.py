@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ def folder(tmp_path: Path) -> Path:
     return images
 
 
-def dataset(folder: Path, *, seed: int = 3, repeats: int = 2, **settings: object) -> ConceptDataset:
-    return ConceptDataset(DataConfig(folder, "<toy>", repeats=repeats, resolution=16, **settings), seed)  # type: ignore[arg-type]
+def dataset(folder: Path, *, seed: int = 3, repeats: int = 2, **settings: Any) -> ConceptDataset:
+    return ConceptDataset(DataConfig(folder, "<toy>", repeats=repeats, resolution=16, **settings), seed)
 
 
 def test_stray_files_are_skipped_with_a_note(folder: Path) -> None:

@@ -59,10 +59,9 @@ def test_a_row_grows_with_a_label_taller_than_its_tile() -> None:
 
 
 def test_ragged_rows_and_tiles_of_different_sizes() -> None:
-    rows = [
-        [Image.new("RGB", (64, 64), COLOURS[0]), Image.new("RGB", (32, 48), COLOURS[1])],
-        [Image.new("RGB", (64, 64), COLOURS[2])],
-    ]
+    sizes = [(64, 64), (32, 48), (64, 64)]
+    first, second, third = (Image.new("RGB", size, colour) for size, colour in zip(sizes, COLOURS, strict=False))
+    rows = [[first, second], [third]]
     grid = np.asarray(labelled_grid(rows, ["a", "b"], ["1", "2"]))
     boxes = [box_of(grid, colour) for colour in COLOURS[:3]]
     assert [(b[2] - b[0], b[3] - b[1]) for b in boxes] == sizes

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
-def save(folder: Path, image: Image.Image, name: str, **options: object) -> Path:
+def save(folder: Path, image: Image.Image, name: str, **options: Any) -> Path:
     path = folder / name
     image.save(path, **options)
     return path
