@@ -112,7 +112,10 @@ class _Reader:
             self._flatten(load_yaml(Path(config_path)), "", config_path, written)
         for name, text in options.items():
             is_mapping = name in self.groups and text.lstrip().startswith("{")
-            self._flatten({name: parse_flow(text) if is_mapping else text}, "", COMMAND_LINE, written)
+            try:
+                self._flatten({name: parse_flow(text) if is_mapping else text}, "", COMMAND_LINE, written)
+            except UserError as error:
+                self.problems.append(f"{name} = {text!r} ({COMMAND_LINE}): {error}")
         values: dict[str, Any] = {}
         for name, (raw, where) in written.items():
             try:

@@ -49,7 +49,7 @@ def convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> A
         return _convert_list(typing.get_args(kind)[0], raw, parse)
     if not isinstance(raw, str):
         raise UserError(f"must be {allowed}, not a {'list' if isinstance(raw, list) else 'group of keys'}")
-    if kind is str or kind is Path:
+    if kind is str or (kind is Path and raw.strip()):  # Path("") would be the working directory
         return raw
     word = raw.strip()
     if kind is bool:
@@ -58,7 +58,7 @@ def convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> A
     elif issubclass(kind, enum.Enum):
         if word in kind.__members__:
             return word
-    else:
+    elif kind is not Path:
         try:
             number = kind(word)
         except ValueError:

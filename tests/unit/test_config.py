@@ -307,6 +307,11 @@ def test_null_seeds_count_from_zero() -> None:
         ),
         (["--optim.device", "gpu"], "optim.device = 'gpu' is no device; write auto, cpu, mps, cuda or cuda:N"),
         (["--resume", "latest", "--overwrite"], "resume and overwrite exclude each other"),
+        (["--data.train_data_dir="], "data.train_data_dir = '' (command line): must be a path"),
+        (
+            ["--optim", "{seed: 1"],
+            "optim = '{seed: 1' (command line): not a valid YAML list or mapping (line 1, column 9: ",
+        ),
         (["--resume"], "--resume needs a value: --resume VALUE"),
         (
             ["eval.validation_steps=3"],
