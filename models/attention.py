@@ -54,8 +54,8 @@ class SpaceTimeAttnProcessor:
         if packed is None or rest or tokens < 2:
             raise ValueError(
                 f"space-time attention needs a packed conditioning [B, {self.num_layers}*2*T, D], not "
-                f"{None if packed is None else tuple(packed.shape)}: pass SpaceTimeConditioning.packed(), or restore the "
-                "U-Net's own processors first"
+                f"{None if packed is None else tuple(packed.shape)}: pass SpaceTimeConditioning.packed(), or restore "
+                "the U-Net's own processors first"
             )
         own: Tensor = packed.unflatten(1, (self.num_layers, 2, tokens))[:, self.layer]
         key_context, value_context = torch.unbind(own, dim=1)

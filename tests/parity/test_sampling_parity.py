@@ -1,0 +1,62 @@
+"""Noise predictions and the guided sampling loop against the public implementation's recordings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from neti.models.backbone import Backbone
+from neti.models.conditioning import condition, plain_condition, tokenize
+from neti.models.methods import NeTI
+from neti.models.sampling import SamplingConfig, decode, denoise, prepare_conditioning
+from neti.models.unet_layers import install_space_time_attention
+from recordings import Recording, read_recording
+from torch import Tensor
+
+PROMPTS = {"photo": "A photo of a <toy>", "monet": "A painting of <toy> in the style of Monet"}
+CONFIG = SamplingConfig(steps=6, guidance_scale=7.5, scheduler="dpmsolver++sigma_min")
+
+
+@torch.no_grad()
+def predict(recording: Recording, backbone: Backbone, packed: Tensor) -> Tensor:
+    t = recording["unet.t"]
+    latents = recording["unet.latent"].expand(len(t), -1, -1, -1)
+    install_space_time_attention(backbone.unet)
+    return backbone.unet(latents, t, encoder_hidden_states=packed).sample
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("truncation", [None, 16])
+@torch.no_grad()
+def test_prediction(recording: Recording, backbone: Backbone, method: NeTI, name: str, truncation: int | None) -> None:
+    tokens = tokenize(backbone.tokenizer, [PROMPTS[name]], ["<toy>"])
+    vectors = method.vectors(recording["unet.t"], truncation)
+    both = condition(backbone.text_encoder, tokens, {"<toy>": vectors}, num_layers=16)
+    prediction = predict(recording, backbone, both.packed())
+    assert recording.compare(f"unet.cond.{name}.trunc_{str(truncation).lower()}", prediction) < 1e-4
+
+
+@torch.no_grad()
+def test_unconditional_prediction(recording: Recording, backbone: Backbone) -> None:
+    plain = plain_condition(backbone.text_encoder, backbone.tokenizer, [""], num_layers=16)
+    prediction = predict(recording, backbone, plain.packed().expand(3, -1, -1))
+    assert recording.compare("unet.uncond", prediction) < 1e-4
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("truncation", [None, 16])
+def test_guided_sampling(
+    recording: Recording, backbone: Backbone, method: NeTI, name: str, truncation: int | None
+) -> None:
+    conditioning = prepare_conditioning(backbone, PROMPTS[name], {"<toy>": method}, CONFIG, truncation=truncation)
+    assert torch.equal(conditioning.timesteps, recording["pipe.timesteps"])
+    latents = denoise(backbone, conditioning, recording["pipe.init_latent"], CONFIG)
+    final = f"pipe.{name}.trunc_{str(truncation).lower()}.final"
+    assert recording.compare(final, latents) / recording[final].abs().max().item() < 1e-3
+
+
+def test_decoded_image(backbone: Backbone) -> None:
+    recording = read_recording("default")
+    [image] = decode(backbone, recording["pipe.photo.trunc_none.final"])
+    difference = np.asarray(image).astype(int) - recording["pipe.photo.trunc_none.image"][0].numpy().astype(int)
+    assert abs(difference).max() <= 1
