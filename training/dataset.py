@@ -48,7 +48,7 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
     except OSError as error:
         raise UserError(f"the image folder {folder} cannot be read: {error.strerror}") from None
     paths = [entry for entry in entries if _is_image(entry)]
-    if foreign := [entry.name for entry in entries if entry.suffix.lower() in FOREIGN_SUFFIXES and entry not in paths]:
+    if foreign := [entry.name for entry in entries if _is_visible_file(entry) and _suffix(entry) in FOREIGN_SUFFIXES]:
         raise UserError(f"{folder}: {', '.join(foreign)} cannot be read here; convert to JPEG or PNG")
     if not paths:
         found = f"only {', '.join(entry.name for entry in entries[:5])}" if entries else "it is empty"
@@ -140,11 +140,19 @@ class ConceptDataset:
             return error
 
 
-def _is_image(entry: Path) -> bool:
+def _is_visible_file(entry: Path) -> bool:
     # hidden files include macOS's ._photo.jpg, which carries a photo's name and holds none
-    if entry.name.startswith(".") or not entry.is_file():
+    return not entry.name.startswith(".") and entry.is_file()
+
+
+def _suffix(entry: Path) -> str:
+    return entry.suffix.lower()
+
+
+def _is_image(entry: Path) -> bool:
+    if not _is_visible_file(entry) or _suffix(entry) in FOREIGN_SUFFIXES:  # raw photos may pass for TIFF
         return False
-    if entry.suffix.lower() in IMAGE_SUFFIXES:
+    if _suffix(entry) in IMAGE_SUFFIXES:
         return True
     try:
         with Image.open(entry, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")):

@@ -33,7 +33,7 @@ def dataset(folder: Path, *, seed: int = 3, repeats: int = 2, **settings: Any) -
 
 
 def test_stray_files_are_skipped_with_a_note(folder: Path) -> None:
-    for name in (".DS_Store", "Thumbs.db", "notes.txt", "._a.png"):
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "._a.png", "._b.heic"):
         (folder / name).write_bytes(b"\x00\x05\x16\x07")
     (folder / "sub").mkdir()
     shutil.copy(folder / "a.png", folder / "sub" / "hidden.png")
@@ -44,6 +44,7 @@ def test_stray_files_are_skipped_with_a_note(folder: Path) -> None:
     assert notes == [
         "skipped .DS_Store: not an image",
         "skipped ._a.png: not an image",
+        "skipped ._b.heic: not an image",
         "skipped Thumbs.db: not an image",
         "skipped notes.txt: not an image",
         "skipped sub: a folder",
