@@ -279,3 +279,43 @@ def test_a_concept_of_another_model_is_refused(run: Run, tmp_path: Path, tiny_ba
     result = run(input_dir=str(REFERENCE / "default"), pretrained_model_name_or_path=str(tiny_backbone_folder))
     assert "text width 768" in result.error
     assert not list((tmp_path / "images").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"prompts": ["A photo"]}, ["'A photo'", "{}"]),
+        ({"prompts": None}, ["prompts"]),
+        ({"prompts_file_path": "prompts.txt"}, ["prompts", "prompts_file_path"]),
+        ({"prompts": None, "prompts_file_path": "nowhere.txt"}, ["nowhere.txt"]),
+        ({"truncation_idxs": [None, 129]}, ["129", "0..128"]),
+        ({"truncation_idxs": -1}, ["-1", "truncation_idxs"]),
+        ({"truncation_idx": 3}, ["truncation_idx ", "truncation_idxs"]),
+        ({"iteration": 31}, ["31", "30"]),
+        ({"input_dir": "nowhere"}, ["nowhere"]),
+        ({"input_dir": None, "concept": "nowhere.safetensors"}, ["nowhere.safetensors"]),
+        ({"input_dir": None, "concept": str(SCRIPT)}, ["inference.py"]),
+        ({"learned_embeds_path": "a.bin"}, ["learned_embeds_path", "mapper_checkpoint_path"]),
+        ({"pretrained_model_name_or_path": "./no/such/folder"}, ["./no/such/folder"]),
+        ({"scheduler": "dmp"}, ["'dmp'", "dpmsolver++"]),
+        ({"torch_dtype": "fp8"}, ["fp8", "bf16"]),
+        ({"device": "cuda:99"}, ["cuda:99"]),
+        ({"seeds": "5-1"}, ["5-1"]),
+        ({"num_denoising_steps": 0}, ["num_denoising_steps"]),
+        ({"inference_dir": f"{SCRIPT}/images"}, ["images", "inference_dir"]),
+        ({"prompts": [f"{'very ' * 100} old {{}}"]}, ["very", "tokens"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, keys: dict[str, object], told: list[str]) -> None:
+    error = run(**keys).error
+    assert all(word in error for word in told), error
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("script", ["inference.py", "concept.py"])
+def test_before_installation_the_install_command_is_told(script: str) -> None:
+    command = [sys.executable, "-S", str(SCRIPT.with_name(script))]  # -S: without the installed packages
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert "pip install -e ." in result.stderr

@@ -1,0 +1,85 @@
+"""`scripts/concept.py`: looking into concept files and converting them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from neti.models.concept import Concept
+from neti.models.reference_checkpoint import load_reference_concept
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "concept.py"
+CHECKPOINT = Path(__file__).parents[1] / "data" / "reference" / "default"
+PAIR = (CHECKPOINT / "mapper-steps-7.pt", CHECKPOINT / "learned_embeds-steps-7.bin")
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def command() -> Command:
+    spec = importlib.util.spec_from_file_location("concept_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return lambda *words: script.main([str(word) for word in words])
+
+
+def test_convert_keeps_the_concept_of_the_public_code(command: Command, tmp_path: Path) -> None:
+    output = tmp_path / "toy.safetensors"
+    assert command("convert", *PAIR, output) == 0
+    expected, converted = load_reference_concept(*PAIR), Concept.load(output)
+    assert converted.placeholder == expected.placeholder == "<toy>"
+    assert converted.metadata["base_model"] == expected.metadata["base_model"]
+    t = torch.tensor([0, 500, 999])
+    with torch.no_grad():
+        assert torch.equal(converted.method.vectors(t).words, expected.method.vectors(t).words)
+
+
+def test_fp16_halves_the_file(command: Command, tmp_path: Path) -> None:
+    full, half, again = (tmp_path / f"{name}.safetensors" for name in ("full", "half", "again"))
+    assert command("convert", *PAIR, full) == 0
+    assert command("convert", *PAIR, half, "--dtype", "fp16") == 0
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+    assert command("convert", full, again, "--dtype", "fp16") == 0, "our own files convert as well"
+    assert again.read_bytes() == half.read_bytes()
+    Concept.load(half)
+
+
+def test_info_prints_the_metadata(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "toy.safetensors"
+    command("convert", *PAIR, output)
+    capsys.readouterr()
+    assert command("info", output) == 0
+    told = capsys.readouterr().out
+    for words in ("placeholder: <toy>", "super_category: teddy", "method: neti", "hidden_dim: 128", "norm_rule: joint"):
+        assert words in told, told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["info", "gone.safetensors"], "gone.safetensors"),
+        (["info", str(PAIR[0])], "mapper-steps-7.pt"),
+        (["convert", str(PAIR[0]), "out.safetensors"], "learned_embeds"),
+        (["convert", *map(str, PAIR), "out.bin"], ".safetensors"),
+        (["convert", *map(str, PAIR), "there.safetensors"], "exists"),
+        (["convert", str(PAIR[1]), str(PAIR[0]), "out.safetensors"], "mapper checkpoint"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.safetensors").write_bytes(b"precious")
+    assert command(*words) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and told in error, error
+    assert [path.name for path in tmp_path.iterdir()] == ["there.safetensors"]
+    assert Path("there.safetensors").read_bytes() == b"precious"

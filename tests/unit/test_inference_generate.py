@@ -1,0 +1,85 @@
+"""`generate`: one conditioning per prompt and truncation, bounded batches, and a reason for every black image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from neti.models.backbone import Backbone
+from neti.models.concept import Concept
+from neti.models.generate import generate
+from neti.models.methods import NeTI, NeTIConfig
+from neti.utils.errors import UserError
+from neti.utils.recipe import ImageRecipe
+
+RECIPE = ImageRecipe(
+    prompt="A photo of a {}",
+    negative_prompt="",
+    seed=0,
+    truncation=None,
+    steps=2,
+    guidance_scale=7.5,
+    scheduler="dpmsolver++",
+    base_model="tiny",
+    base_revision=None,
+    concept="sha256:0",
+    placeholder="<toy>",
+    torch_dtype="fp32",
+    safety_checker=False,
+)
+
+
+@pytest.fixture
+def concept(tiny_backbone: Backbone) -> Concept:
+    method = NeTI.create(
+        NeTIConfig(),
+        num_layers=tiny_backbone.num_layers,
+        initial_embedding=tiny_backbone.word_embedding("toy"),
+        generator=torch.Generator().manual_seed(0),
+    )
+    return Concept(method.eval(), "<toy>", "toy")
+
+
+def test_seeds_share_one_conditioning_and_batches_are_bounded(tiny_backbone: Backbone, concept: Concept) -> None:
+    mapper_calls: list[str] = []
+    concept.method.get_submodule("mapper").register_forward_pre_hook(lambda *_: mapper_calls.append("called"))
+    unet_rows: list[int] = []
+    tiny_backbone.unet.register_forward_pre_hook(lambda _, args: unet_rows.append(len(args[0])))
+    recipes = [replace(RECIPE, seed=seed, truncation=truncation) for truncation in (None, 8) for seed in range(5)]
+    steps: list[int] = []
+    made = list(generate(tiny_backbone, concept, recipes, batch_size=2, on_step=steps.append))
+    assert [image.recipe for image in made] == recipes
+    assert len(mapper_calls) == 2, "one call per truncation, for all layers, steps and seeds"
+    assert unet_rows == [4, 4, 4, 4, 2, 2] * 2, "both branches of guidance in one call, two steps a batch"
+    assert sum(steps) == len(recipes) * RECIPE.steps
+
+
+def test_images_are_made_one_batch_at_a_time(tiny_backbone: Backbone, concept: Concept) -> None:
+    calls: list[int] = []
+    tiny_backbone.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    images = generate(tiny_backbone, concept, [replace(RECIPE, seed=seed) for seed in range(6)], batch_size=2)
+    next(images)
+    assert len(calls) == RECIPE.steps
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), "the caller keeps its own mode"
+
+
+def test_float16_overflow_is_explained(tiny_backbone: Backbone, concept: Concept) -> None:
+    with torch.no_grad():
+        tiny_backbone.vae.decoder.conv_in.weight.mul_(1e6)  # float32 holds it, float16 does not
+    [fine] = generate(tiny_backbone, concept, [RECIPE])
+    assert not fine.withheld
+    tiny_backbone.to("cpu", torch.float16)
+    with pytest.raises(UserError, match="float16 overflowed; pass --torch_dtype bf16 or fp32"):
+        list(generate(tiny_backbone, concept, [replace(RECIPE, torch_dtype="fp16")]))
+
+
+def test_a_broken_base_model_is_told_from_a_broken_concept(tiny_backbone: Backbone, concept: Concept) -> None:
+    with torch.no_grad():
+        tiny_backbone.vae.decoder.conv_in.weight.view(-1)[0] = float("nan")
+    with pytest.raises(UserError, match="check the base model"):
+        list(generate(tiny_backbone, concept, [RECIPE]))
+    with torch.no_grad():
+        next(concept.method.parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(UserError, match="the concept itself holds NaN"):
+        list(generate(tiny_backbone, concept, [RECIPE]))
