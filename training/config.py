@@ -1,8 +1,7 @@
 # ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
 """Every setting of a training run: the public code's keys with its defaults and meaning, and a few of our own.
 
-Differs from the reference: `model.target_norm` is used when it is given (there it is overwritten), a relative
-`log.logging_dir` lies in the run folder, and the choices are checked before anything is loaded.
+Differs from the reference: `model.target_norm` is used when it is given; there it is overwritten.
 
 Frozen: what is derived from the settings (the scaled learning rate, the norm, ...) is never written back into them.
 The comment above a field is its documentation and what `--help` prints.
