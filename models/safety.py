@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
-from transformers import CLIPImageProcessor
 
 from ..utils.errors import UserError
 from .pretrained import model_folder
@@ -23,9 +22,12 @@ def has_safety_checker(name_or_path: str, revision: str | None = None) -> bool:
 
 
 class SafetyChecker:
-    """Says which images the checker of a base model would withhold."""
+    """Says which images the checker of a base model would withhold.
 
-    def __init__(self, checker: StableDiffusionSafetyChecker, processor: CLIPImageProcessor) -> None:
+    checker: a diffusers StableDiffusionSafetyChecker; processor: a transformers CLIPImageProcessor.
+    """
+
+    def __init__(self, checker: Any, processor: Any) -> None:
         self.checker = checker
         self.processor = processor
 
@@ -36,11 +38,15 @@ class SafetyChecker:
         """The base model's own checker, in float32; UserError if it has none or it cannot be loaded."""
         if not has_safety_checker(name_or_path, revision):
             raise UserError(
-                f"safety_checker = true, but the base model {name_or_path!r} has none: pass --safety_checker false"
+                f"safety_checker = true, but the base model {name_or_path!r} has none; pass --safety_checker false"
             )
+        # imported here: diffusers' pipelines take seconds, and most runs have no checker
+        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+        from transformers import CLIPImageProcessor
+
         folder = model_folder(name_or_path, revision, weights=())
         local = (folder / CHECKER / "model.safetensors").is_file()
-        source, version = (str(folder), None) if local else (name_or_path, revision)
+        source, version = str(folder) if local else name_or_path, revision or "main"
         try:
             checker = StableDiffusionSafetyChecker.from_pretrained(source, revision=version, subfolder=CHECKER)
             processor = CLIPImageProcessor.from_pretrained(source, revision=version, subfolder=PROCESSOR)
