@@ -35,7 +35,7 @@ def model_folder(name_or_path: str, revision: str | None = None, weights: Collec
     Raises UserError naming what was tried if there is no such folder, or neither a network nor a cached copy.
     """
     folder = BUNDLED.get(name_or_path, Path(name_or_path).expanduser())
-    if folder.is_dir():
+    if name_or_path and folder.is_dir():
         return folder
     if name_or_path in BUNDLED:
         raise UserError(f"model {name_or_path!r}: the bundled weights are missing from {folder}; reinstall the project")

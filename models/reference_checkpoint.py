@@ -49,7 +49,7 @@ def load_reference_concept(mapper_path: str | Path, embeds_path: str | Path) -> 
         raise UserError(f"{embeds_path}: must hold the embedding of exactly one placeholder")
     [(placeholder, embedding)] = embeds.items()
     try:
-        return _convert(checkpoint, placeholder, embedding)
+        return convert(checkpoint, placeholder, embedding)
     except (KeyError, TypeError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{mapper_path}: not a mapper checkpoint this version understands ({reason})") from error
@@ -76,7 +76,8 @@ def read_pickle(path: str | Path) -> Any:
     )
 
 
-def _convert(checkpoint: dict[str, Any], placeholder: str, embedding: Tensor) -> Concept:
+def convert(checkpoint: dict[str, Any], placeholder: str, embedding: Tensor) -> Concept:
+    """The concept in an unpickled mapper checkpoint and its placeholder's embedding [D]."""
     settings: dict[str, Any] = checkpoint["cfg"]["model"]
     state: dict[str, Tensor] = checkpoint["state_dict"]
     encoder: dict[str, Any] = vars(checkpoint["encoder"])

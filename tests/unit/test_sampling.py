@@ -1,0 +1,207 @@
+"""The sampling loop, against diffusers' own pipeline where the two can do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from neti.models.backbone import Backbone
+from neti.models.methods import NeTI, NeTIConfig
+from neti.models.sampling import (
+    SCHEDULERS,
+    NaNImageError,
+    SamplingConfig,
+    decode,
+    denoise,
+    initial_latents,
+    prepare_conditioning,
+)
+from neti.utils.errors import UserError
+from torch import Tensor
+
+CONFIG = SamplingConfig(steps=3)
+PROMPT = "a photo of a <toy>"
+
+
+def concept(backbone: Backbone) -> NeTI:
+    generator = torch.Generator().manual_seed(0)
+    return NeTI.create(
+        NeTIConfig(), num_layers=16, initial_embedding=torch.ones(backbone.text_width), generator=generator
+    )
+
+
+def sample(backbone: Backbone, config: SamplingConfig = CONFIG, seeds: tuple[int, ...] = (1,), **kwargs: Any) -> Tensor:
+    conditioning = prepare_conditioning(backbone, PROMPT, {"<toy>": concept(backbone)}, config, **kwargs)
+    return denoise(backbone, conditioning, initial_latents(backbone, seeds, config), config)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_without_a_concept_it_is_the_stock_pipeline(
+    make_tiny_backbone: Callable[..., Backbone], prediction_type: str
+) -> None:
+    backbone = make_tiny_backbone(prediction_type=prediction_type)
+    config = SamplingConfig(steps=5, guidance_scale=4.0)
+    conditioning = prepare_conditioning(backbone, "a photo of a teddy", {}, config, negative_prompt="a painting")
+    latents = initial_latents(backbone, [3, 4], config)
+    pipeline = StableDiffusionPipeline(
+        vae=backbone.vae,
+        text_encoder=backbone.text_encoder,
+        tokenizer=backbone.tokenizer,
+        unet=backbone.unet,
+        scheduler=DPMSolverMultistepScheduler.from_config(backbone.scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        ["a photo of a teddy"] * 2,
+        negative_prompt=["a painting"] * 2,
+        num_inference_steps=5,
+        guidance_scale=4.0,
+        latents=latents.clone(),
+        output_type="latent",
+    ).images
+    ours = denoise(backbone, conditioning, latents, config)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    stock_image = pipeline.image_processor.postprocess(
+        backbone.vae.decode(expected[:1] / backbone.vae.config.scaling_factor).sample
+    )[0]
+    difference = np.asarray(decode(backbone, ours[:1])[0]).astype(int) - np.asarray(stock_image).astype(int)
+    assert abs(difference).max() <= 1
+
+
+def test_the_concept_changes_the_picture(tiny_backbone: Backbone) -> None:
+    conditioning = prepare_conditioning(tiny_backbone, "a photo of a teddy", {}, CONFIG)
+    plain = denoise(tiny_backbone, conditioning, initial_latents(tiny_backbone, [1], CONFIG), CONFIG)
+    assert not torch.allclose(sample(tiny_backbone), plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_samples(tiny_backbone: Backbone, scheduler: str) -> None:
+    config = SamplingConfig(steps=4, scheduler=scheduler)
+    first, again = sample(tiny_backbone, config), sample(tiny_backbone, config)
+    assert first.isfinite().all() and first.shape == (1, 4, 8, 8)
+    assert torch.equal(first, again), "the seed is the only randomness"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+def test_any_number_of_steps(tiny_backbone: Backbone, steps: int) -> None:
+    done: list[int] = []
+    config = SamplingConfig(steps=steps)
+    conditioning = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": concept(tiny_backbone)}, config)
+    assert len(conditioning.conditional) == len(conditioning.timesteps) == steps
+    latents = denoise(tiny_backbone, conditioning, initial_latents(tiny_backbone, [1], config), config, done.append)
+    assert done == list(range(steps)) and latents.isfinite().all()
+
+
+def test_every_step_has_the_conditioning_of_its_timestep(tiny_backbone: Backbone) -> None:
+    method = concept(tiny_backbone)
+    together = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": method}, CONFIG, chunk_rows=5)
+    fed: list[tuple[float, Tensor]] = []
+    tiny_backbone.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: fed.append((float(args[1]), kwargs["encoder_hidden_states"])), with_kwargs=True
+    )
+    denoise(tiny_backbone, together, initial_latents(tiny_backbone, [1], CONFIG), CONFIG)
+    assert [t for t, _ in fed] == together.timesteps.tolist()
+    for k, (_, context) in enumerate(fed):
+        assert torch.equal(context, torch.cat([together.unconditional, together.conditional[k : k + 1]]))
+        assert k == 0 or not torch.allclose(together.conditional[k], together.conditional[0])
+
+
+def test_a_seed_does_not_depend_on_its_batch(tiny_backbone: Backbone) -> None:
+    together = sample(tiny_backbone, seeds=(7, 8, 9))
+    for i, seed in enumerate((7, 8, 9)):
+        torch.testing.assert_close(sample(tiny_backbone, seeds=(seed,)), together[i : i + 1], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(together[0], together[1], atol=0.1)
+
+
+def test_a_seeds_noise_is_that_of_its_own_generator(tiny_backbone: Backbone) -> None:
+    noise = initial_latents(tiny_backbone, [5, 6], SamplingConfig(height=128, width=64))
+    assert noise.shape == (2, 4, 16, 8) and noise.dtype == torch.float32
+    assert torch.equal(noise[1], torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(6)))
+
+
+@pytest.mark.parametrize(("scale", "rows"), [(7.5, 4), (1.0, 2), (0.0, 2)])
+def test_guidance_takes_one_unet_batch(tiny_backbone: Backbone, scale: float, rows: int) -> None:
+    seen: list[int] = []
+    tiny_backbone.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    sample(tiny_backbone, SamplingConfig(steps=3, guidance_scale=scale), seeds=(1, 2))
+    assert seen == [rows] * 3
+
+
+def test_truncation_and_negative_prompt_reach_the_conditioning(tiny_backbone: Backbone) -> None:
+    whole = sample(tiny_backbone)
+    assert not torch.allclose(sample(tiny_backbone, truncation=4), whole, atol=1e-4)
+    assert not torch.allclose(sample(tiny_backbone, negative_prompt="a painting"), whole, atol=1e-4)
+    with pytest.raises(UserError, match="truncation 129"):
+        sample(tiny_backbone, truncation=129)
+
+
+def test_half_precision_unet_keeps_latents_in_float32(tiny_backbone: Backbone) -> None:
+    full = sample(tiny_backbone)
+    half = sample(tiny_backbone.to("cpu", torch.bfloat16))
+    assert half.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(half.flatten(), full.flatten(), dim=0) > 0.98
+    assert decode(tiny_backbone, half)[0].size == (64, 64)
+
+
+def test_the_unet_is_left_as_it_was(tiny_backbone: Backbone) -> None:
+    processors = tiny_backbone.unet.attn_processors
+    conditioning = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": concept(tiny_backbone)}, CONFIG)
+    latents = initial_latents(tiny_backbone, [1], CONFIG)
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        denoise(tiny_backbone, conditioning, latents, CONFIG, interrupt)
+    assert all(tiny_backbone.unet.attn_processors[path] is before for path, before in processors.items())
+
+
+def test_a_concept_in_training_is_sampled_without_dropout(tiny_backbone: Backbone) -> None:
+    method = concept(tiny_backbone).train()
+    state = torch.get_rng_state()
+    in_training = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": method}, CONFIG).conditional
+    assert method.training and torch.equal(torch.get_rng_state(), state), "and leaves training as it was"
+    in_eval = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": method.eval()}, CONFIG).conditional
+    assert torch.equal(in_training, in_eval)
+
+
+def test_conditioning_of_other_timesteps_is_refused(tiny_backbone: Backbone) -> None:
+    conditioning = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": concept(tiny_backbone)}, CONFIG)
+    other = SamplingConfig(steps=3, scheduler="ddim")
+    with pytest.raises(ValueError, match="other timesteps"):
+        denoise(tiny_backbone, conditioning, initial_latents(tiny_backbone, [1], other), other)
+
+
+def test_a_black_image_is_explained(tiny_backbone: Backbone) -> None:
+    broken = torch.full((1, 4, 8, 8), torch.nan)
+    with pytest.raises(NaNImageError, match="the U-Net of tiny gave NaN"):
+        decode(tiny_backbone, broken)
+    tiny_backbone.vae.decoder.conv_out.weight.fill_(torch.inf)
+    with pytest.raises(NaNImageError, match="the VAE of tiny gave NaN"):
+        decode(tiny_backbone, torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scheduler": "ddpm"}, "scheduler 'ddpm': must be one of dpmsolver"),
+        ({"steps": 0}, "steps 0: must lie in 1..1000"),
+        ({"steps": 1001}, "steps 1001"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SamplingConfig(**wrong)
+
+
+@pytest.mark.parametrize("size", [{"height": 60}, {"width": -64}])
+def test_an_image_size_the_vae_cannot_make_is_refused(tiny_backbone: Backbone, size: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="multiples of 8"):
+        initial_latents(tiny_backbone, [1], SamplingConfig(**size))
