@@ -1,0 +1,326 @@
+"""One training after another on a tiny random model: what a run leaves, what it refuses, and what it does not touch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from neti.models.backbone import Backbone
+from neti.models.concept import Concept
+from neti.training.config import RunConfig
+from neti.training.launch import launch
+from neti.utils.config_io import parse_config
+from neti.utils.errors import UserError
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import SCRIPT, assert_same_bits, make_config, tensors, write_images
+
+pytestmark = pytest.mark.e2e
+GRIDS = {
+    "eval__validation_prompts": '["A photo of a {}", "Oil painting of {}"]',
+    "eval__validation_seeds": "[1, 2]",
+    "eval__num_validation_images": 2,
+    "eval__num_denoising_steps": 2,
+    "eval__validation_truncations": "[null, 4]",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps one state per process; every run here is to start like a process of its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_run_leaves(root: Path, tiny_backbone_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(
+        root,
+        tiny_backbone_folder,
+        **GRIDS,
+        eval__validation_steps=4,
+        eval__validation_at_start=True,
+        log__report_to="tensorboard",
+        log__checkpoints_total_limit=1,
+    )
+    assert launch(config) == 0
+    run = root / "runs" / "toy"
+    assert {name for name in names(run) if "tfevents" not in name} == {
+        "config.yaml",
+        "derived.json",
+        "metrics.jsonl",
+        "concept-steps-2.safetensors",
+        "concept-steps-4.safetensors",
+        "checkpoints/step-4.pt",
+        "validation/step-0.png",
+        "validation/step-0-truncation-4.png",
+        "validation/step-4.png",
+        "validation/step-4-truncation-4.png",
+    }
+    assert parse_config(RunConfig, ["--config_path", str(run / "config.yaml")]) == config
+    derived = json.loads((run / "derived.json").read_text())
+    assert (derived["seed"], derived["samples_per_step"], derived["learning_rate"]) == (7, 2, 2e-3)
+    assert len(derived["layers"]) == 16
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert all(0 < record["loss"] < 10 and record["learning_rate"] == 2e-3 for record in records)
+
+    with Image.open(run / "validation" / "step-4.png") as full, Image.open(run / "validation" / "step-0.png") as start:
+        assert full.width > 128 and full.height > 128, "two prompts by two seeds of 64 px, with labels"
+        assert full.tobytes() != start.tobytes()
+    events = EventAccumulator(str(run / "logs" / "neti"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Images("validation-truncation-4")] == [0, 4]
+
+    backbone = Backbone.from_pretrained(str(tiny_backbone_folder))
+    concept = Concept.load(run / "concept-steps-4.safetensors", backbone=backbone)
+    assert (concept.placeholder, concept.super_category, concept.metadata["step"]) == ("<toy>", "teddy", 4)
+    assert concept.metadata["training_config"]["optim"]["seed"] == 7
+    size = (run / "concept-steps-4.safetensors").stat().st_size
+    assert derived["concept_bytes"] == pytest.approx(size, rel=0.01)
+    assert "learning rate  0.002 (0.001 x 2), constant" in capsys.readouterr().out
+
+
+def test_training_lowers_the_loss_of_what_it_trains_on(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+    """Every timestep of one image: the mean over the last steps is below that over the first."""
+    write_images(tmp_path / "images", count=1)
+    steps = 40
+    config = make_config(
+        tmp_path, tiny_backbone_folder, optim__max_train_steps=steps, optim__train_batch_size=4, log__save_steps=steps
+    )
+    launch(config)
+    records = [json.loads(line) for line in (tmp_path / "runs/toy/metrics.jsonl").read_text().splitlines()]
+    first, last = (sum(r["loss"] for r in part) / 10 for part in (records[:10], records[-10:]))
+    assert last < first
+
+
+def test_validation_does_not_disturb_training(root: Path, tiny_backbone_folder: Path) -> None:
+    launch(make_config(root, tiny_backbone_folder))
+    launch(
+        make_config(
+            root,
+            tiny_backbone_folder,
+            **GRIDS,
+            log__exp_name="shown",
+            eval__validation_steps=1,
+            eval__validation_at_start=True,
+        )
+    )
+    assert_same_bits(tensors(root, 4, "shown"), tensors(root, 4))
+
+
+def test_cutting_the_samples_otherwise_trains_the_same_concept(root: Path, tiny_backbone_folder: Path) -> None:
+    """One batch of four instead of four of one: the same samples, noise and nested dropout."""
+    for name, batch, accumulation in (("one", 1, 4), ("four", 4, 1)):
+        launch(
+            make_config(
+                root,
+                tiny_backbone_folder,
+                log__exp_name=name,
+                optim__train_batch_size=batch,
+                optim__gradient_accumulation_steps=accumulation,
+            )
+        )
+    timesteps = torch.arange(0, 1000, 50)
+    one, four = (
+        Concept.load(root / f"runs/{name}/concept-steps-4.safetensors").method.vectors(timesteps)
+        for name in ("one", "four")
+    )
+    assert one.bypass is not None and four.bypass is not None
+    torch.testing.assert_close(one.words, four.words, rtol=0, atol=1e-4)
+    torch.testing.assert_close(one.bypass, four.bypass, rtol=0, atol=1e-4)
+
+
+def test_gradient_checkpointing_trains_the_same_concept(root: Path, tiny_backbone_folder: Path) -> None:
+    launch(make_config(root, tiny_backbone_folder))
+    launch(make_config(root, tiny_backbone_folder, log__exp_name="less", optim__gradient_checkpointing=True))
+    for name, tensor in tensors(root, 4).items():
+        torch.testing.assert_close(tensors(root, 4, "less")[name], tensor, rtol=0, atol=1e-4)
+
+
+def test_bf16_keeps_the_concept_in_float32(root: Path, tiny_backbone_folder: Path) -> None:
+    launch(make_config(root, tiny_backbone_folder, optim__mixed_precision="bf16"))
+    assert {tensor.dtype for tensor in tensors(root, 4).values()} == {torch.float32}
+    assert not torch.equal(*(tensors(root, step)["mapper.output_layer.weight"] for step in (2, 4)))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup"])
+def test_resume_restores_everything(root: Path, tiny_backbone_folder: Path, schedule: str) -> None:
+    changes = {"optim__lr_scheduler": schedule, "optim__lr_warmup_steps": 2, "log__save_steps": 3}
+    launch(make_config(root, tiny_backbone_folder, **changes))
+    branch = make_config(
+        root,
+        tiny_backbone_folder,
+        **changes,
+        log__exp_name="branch",
+        resume=root / "runs" / "toy" / "checkpoints" / "step-3.pt",
+    )
+    launch(branch)
+    assert_same_bits(tensors(root, 4, "branch"), tensors(root, 4))
+    rates = [
+        json.loads((root / "runs" / name / "metrics.jsonl").read_text().splitlines()[-1])["learning_rate"]
+        for name in ("toy", "branch")
+    ]
+    assert rates[0] == rates[1] != 2e-3 or schedule == "constant_with_warmup"
+
+
+def test_a_finished_run_can_be_made_longer(root: Path, tiny_backbone_folder: Path) -> None:
+    launch(make_config(root, tiny_backbone_folder, optim__max_train_steps=2))
+    launch(make_config(root, tiny_backbone_folder, resume="latest"))
+    launch(make_config(root, tiny_backbone_folder, log__exp_name="whole"))
+    assert_same_bits(tensors(root, 4), tensors(root, 4, "whole"))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"data__resolution": 32}, "data.resolution was 64"),
+        ({"optim__learning_rate": 1e-2}, "optim.learning_rate was 0.001"),
+        ({"model__pe_sigmas__sigma_t": 0.1}, "model.pe_sigmas.sigma_t was 0.03"),
+        ({"optim__seed": 8}, "optim.seed was 7"),
+    ],
+)
+def test_resume_names_what_changed(
+    root: Path, tiny_backbone_folder: Path, change: dict[str, object], named: str
+) -> None:
+    launch(make_config(root, tiny_backbone_folder, optim__max_train_steps=2))
+    with pytest.raises(UserError, match=named):
+        launch(make_config(root, tiny_backbone_folder, resume="latest", **change))
+
+
+def test_resume_notices_other_images(root: Path, tiny_backbone_folder: Path) -> None:
+    launch(make_config(root, tiny_backbone_folder, optim__max_train_steps=2))
+    moved = root / "elsewhere"
+    shutil.move(root / "images", moved)
+    launch(make_config(root, tiny_backbone_folder, resume="latest", data__train_data_dir=moved))
+    (moved / "0.png").write_bytes((moved / "1.png").read_bytes())
+    with pytest.raises(UserError, match=r"data\.train_data_dir"):
+        launch(make_config(root, tiny_backbone_folder, resume="latest", data__train_data_dir=moved))
+
+
+def test_nothing_is_overwritten_unasked(root: Path, tiny_backbone_folder: Path) -> None:
+    launch(make_config(root, tiny_backbone_folder, optim__max_train_steps=2))
+    run = root / "runs" / "toy"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"--resume latest.*--overwrite"):
+        launch(make_config(root, tiny_backbone_folder))
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    (run / "notes.txt").write_text("mine")
+    launch(make_config(root, tiny_backbone_folder, overwrite=True, optim__max_train_steps=1, log__save_steps=1))
+    assert not (run / "concept-steps-2.safetensors").exists()
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_concepts_without_a_state_are_not_resumed_over(root: Path, tiny_backbone_folder: Path) -> None:
+    launch(make_config(root, tiny_backbone_folder, optim__max_train_steps=2))
+    shutil.rmtree(root / "runs" / "toy" / "checkpoints")
+    with pytest.raises(UserError, match="holds no training state"):
+        launch(make_config(root, tiny_backbone_folder, resume="latest"))
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_state(root: Path, tiny_backbone_folder: Path) -> None:
+    changes = {"optim__learning_rate": 1e37, "optim__adam_weight_decay": 0, "log__save_steps": 1}
+    with pytest.raises(UserError, match=r"diverged at step 2: the loss is .*step-1\.pt") as caught:
+        launch(make_config(root, tiny_backbone_folder, **changes))
+    assert "\n" not in str(caught.value)
+    assert names(root / "runs" / "toy" / "checkpoints") == {"step-1.pt"}
+    assert all(tensor.isfinite().all() for tensor in tensors(root, 1).values())
+
+
+def test_training_goes_on_from_a_concept(root: Path, tiny_backbone_folder: Path) -> None:
+    launch(make_config(root, tiny_backbone_folder, optim__max_train_steps=2))
+    start = root / "runs" / "toy" / "concept-steps-2.safetensors"
+    changes = {"log__exp_name": "more", "model__mapper_checkpoint_path": start}
+    launch(make_config(root, tiny_backbone_folder, **changes))
+    records = [json.loads(line) for line in (root / "runs/more/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [3, 4]
+    assert not torch.equal(
+        tensors(root, 4, "more")["mapper.output_layer.weight"], tensors(root, 2)["mapper.output_layer.weight"]
+    )
+    with pytest.raises(UserError, match="already at step 2"):
+        launch(make_config(root, tiny_backbone_folder, **{**changes, "log__exp_name": "x"}, optim__max_train_steps=2))
+
+
+def test_dry_run_writes_nothing_and_reads_no_unet_weights(
+    root: Path, tiny_backbone_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = root / "without_unet_weights"
+    shutil.copytree(tiny_backbone_folder, folder)
+    for weights in (folder / "unet").glob("*.safetensors"):
+        weights.unlink()
+    before = names(root)
+    assert launch(make_config(root, folder, dry_run=True)) == 0
+    assert names(root) == before
+    printed = capsys.readouterr().out
+    assert "16 cross-attention layers: IN01 IN02" in printed and "dry run" in printed
+    with pytest.raises(UserError):
+        launch(make_config(root, folder))
+    assert names(root) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data__placeholder_token": "teddy"}, "already a word"),
+        ({"data__super_category_token": "teddytoy"}, "one is needed"),
+        ({"data__resolution": 60}, r"data\.resolution = 60 must be a multiple of 8"),
+        ({"eval__validation_truncations": "[129]"}, r"0\.\.128"),
+        ({"model__method": "magic"}, "write one of: neti"),
+        ({"log__report_to": "wandb"}, "pip install wandb"),
+        ({"optim__mixed_precision": "fp16"}, "needs a GPU"),
+        ({"resume": "nowhere.pt"}, "no training state nowhere.pt"),
+        ({"data__train_data_dir": "/nonexistent"}, "does not exist"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_before_anything_is_written(
+    root: Path, tiny_backbone_folder: Path, change: dict[str, object], told: str
+) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        launch(make_config(root, tiny_backbone_folder, **change))
+    assert "\n" not in str(caught.value)
+    assert not (root / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_absent_is_an_error(root: Path, tiny_backbone_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"optim\.device = 'cuda'"):
+        launch(make_config(root, tiny_backbone_folder, optim__device="cuda"))
+
+
+def test_every_unreadable_image_is_named(root: Path, tiny_backbone_folder: Path) -> None:
+    for name in ("1.png", "2.png"):
+        (root / "images" / name).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"1\.png(.|\n)*2\.png"):
+        launch(make_config(root, tiny_backbone_folder))
+    assert not (root / "runs").exists()
+
+
+def test_script_without_the_package_says_how_to_install_it() -> None:
+    done = subprocess.run([sys.executable, "-I", "-S", str(SCRIPT)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.splitlines() == ["error: neti is not installed; in the project's folder run: pip install -e ."]
+
+
+def test_script_answers_a_wrong_key_in_one_line() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "--optim.max_steps", "3"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert any("did you mean optim.max_train_steps" in line for line in done.stderr.splitlines())
+    assert "Traceback" not in done.stderr
