@@ -1,0 +1,149 @@
+"""The miniature's U-Net: SD 1.x topology (16 cross-attention layers) on cached latents, with the text tower fine-tuned.
+
+The text tower starts as CLIP A's, contrastively trained, and goes on learning at a lower rate beside the U-Net; after
+pretraining both are frozen for good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import PNDMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from . import loop
+from .clip import Captions, tokenise
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Widths and heads of the four levels, and how long to train."""
+
+    channels: tuple[int, ...] = (48, 80, 112, 144)
+    heads: tuple[int, ...] = (1, 2, 4, 4)
+    steps: int = 7000
+    batch: int = 64
+    learning_rate: float = 1e-3
+    text_learning_rate: float = 2e-4
+    caption_dropout: float = 0.1
+    min_snr: float = 5.0
+    ema: float = 0.9995
+    seed: int = 31
+
+
+def scheduler() -> PNDMScheduler:
+    """Stable Diffusion 1.4's noise schedule, in the form its own scheduler config has."""
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def build(config: UNetConfig, latent_size: int, text_width: int) -> UNet2DConditionModel:
+    """UNet2DConditionModel with SD 1.x's blocks: three with cross-attention and one without, down and up, and a middle."""
+    torch.manual_seed(config.seed)
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=2,
+        block_out_channels=config.channels,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=text_width,
+        attention_head_dim=config.heads,  # diffusers' old name: the number of heads per level
+        norm_num_groups=16,
+    )
+
+
+class MatmulAttention:
+    """Attention as two matrix products: PyTorch's fused CPU kernel is ten times slower in a bf16 backward pass."""
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        batch, tokens, width = hidden_states.shape
+        split = (batch, -1, attn.heads, width // attn.heads)
+        query, key, value = (
+            projection(x).view(split).transpose(1, 2)  # [B, heads, tokens, width per head]
+            for projection, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+        )
+        weights = ((query * attn.scale) @ key.transpose(-1, -2)).softmax(-1).to(value.dtype)
+        return attn.to_out[0]((weights @ value).transpose(1, 2).reshape(batch, tokens, width))
+
+
+def text_tower(clip: CLIPModel) -> CLIPTextModel:
+    """CLIP A's text tower as a CLIPTextModel of its own, with A's weights."""
+    tower = CLIPTextModel(clip.config.text_config)
+    own = tower.state_dict()
+    source = clip.text_model.state_dict()
+    tower.load_state_dict({name: source[name.removeprefix("text_model.")] for name in own})
+    return tower
+
+
+def train(
+    config: UNetConfig,
+    moments: Tensor,
+    scaling: float,
+    clip: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    captions: Captions,
+    part: loop.Slice,
+    device: str = "cpu",
+) -> tuple[UNet2DConditionModel, CLIPTextModel] | None:
+    """Denoising with min-SNR weights on moments [count,2,4,h,w]; the averaged models, or None when the slice ended first."""
+    text = text_tower(clip).to(device).train()
+    unet = build(config, moments.shape[-1], text.config.hidden_size)
+    unet = unet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device == "cpu":
+        unet.set_attn_processor(MatmulAttention())
+    groups = [
+        {"params": list(unet.parameters()), "peak": config.learning_rate},
+        {"params": list(text.parameters()), "peak": config.text_learning_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    averages = {"unet_ema": loop.EMA(unet, config.ema), "text_ema": loop.EMA(text, config.ema)}
+    alphas = scheduler().alphas_cumprod
+    snr = alphas / (1 - alphas)
+
+    def step(number: int) -> dict[str, float]:
+        random = loop.generator(config.seed, number)
+        chosen = torch.randint(len(moments), (config.batch,), generator=random).sort().values
+        mean, logvar = moments[chosen].float().unbind(1)
+        latents = (mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=random)) * scaling
+        noise = torch.randn(mean.shape, generator=random)
+        timesteps = torch.randint(1000, (config.batch,), generator=random)
+        dropped = torch.rand(config.batch, generator=random) < config.caption_dropout
+        words = captions(chosen.numpy(), number)
+        ids = tokenise(tokenizer, ["" if drop else text for drop, text in zip(dropped.tolist(), words)])
+        level = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = level.sqrt() * latents + (1 - level).sqrt() * noise
+        weight = (snr[timesteps].clamp(max=config.min_snr) / snr[timesteps]).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = loop.learning_rate(number, config.steps, group["peak"])
+        with torch.autocast(device, torch.bfloat16):
+            states = text(ids.to(device)).last_hidden_state
+            output = unet(noisy.to(device, memory_format=torch.channels_last), timesteps.to(device), states).sample
+        error = F.mse_loss(output.float(), noise.to(device), reduction="none").mean((1, 2, 3))
+        loss = (weight * error).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+        optimizer.step()
+        for average in averages.values():
+            average.update(number)
+        return {"loss": loss.item(), "mse": error.mean().item()}
+
+    if not loop.run(part, {"unet": unet, "text": text, "optimizer": optimizer, **averages}, config.steps, step):
+        return None
+    unet.load_state_dict(averages["unet_ema"].state_dict())
+    text.load_state_dict(averages["text_ema"].state_dict())
+    unet.set_default_attn_processor()
+    return unet.eval(), text.eval()

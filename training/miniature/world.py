@@ -1,0 +1,141 @@
+"""The miniature's world: a scene is object x place x style x count, drawn from (seed, index) and nothing else."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from . import objects, places, styles
+from .objects import Look
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that is true of one picture. ``size`` is the object's share of the width; positions in -1..1."""
+
+    look: Look
+    place: str
+    style: str
+    count: int
+    size: float
+    x: float
+    y: float
+    angle: float
+    flip: bool
+    light: str | None  # "dark" | "bright" | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class World:
+    """The objects of one scale (`cpu` or `gpu`), with the font that draws them."""
+
+    font: str
+    categories: dict[str, dict[str, str]]
+
+    @classmethod
+    def create(cls, scale: str, font: str | None = None) -> World:
+        extra = objects.MORE_OBJECTS if scale == "gpu" else {}
+        return cls(str(objects.find_font(font)), {**objects.OBJECTS, **extra})
+
+    def scene(self, seed: int, index: int, held_out: bool = False) -> Scene:
+        """The scene of (seed, index). ``held_out`` draws only combinations that training never sees, else only the others."""
+        for attempt in range(1000):
+            scene = self._draw(np.random.default_rng((seed, index, attempt)))
+            if is_held_out(scene) == held_out:
+                return scene
+        raise AssertionError("a thousand draws without a fitting combination")
+
+    def _draw(self, rng: np.random.Generator) -> Scene:
+        category = str(rng.choice(list(self.categories)))
+        name = str(rng.choice(list(self.categories[category])))
+        colour = str(rng.choice(list(objects.COLOURS))) if rng.random() < 0.4 else None
+        pattern = str(rng.choice(objects.PATTERNS)) if rng.random() < 0.14 else None
+        style = "photo" if rng.random() < 0.52 else str(rng.choice(styles.STYLES[1:]))
+        place = "plain" if style in styles.OWN_GROUND or rng.random() < 0.28 else str(rng.choice(list(places.PLACES)))
+        return Scene(
+            look=Look(category, name, self.categories[category][name], colour, pattern),
+            place=place,
+            style=style,
+            count=2 if rng.random() < 0.1 and style not in ("statue", "icon") else 1,
+            size=float(np.clip(rng.normal(0.68, 0.1), 0.42, 0.92)),
+            x=float(np.clip(rng.normal(0, 0.45), -1, 1)),
+            y=float(np.clip(rng.normal(0.1, 0.4), -1, 1)),
+            angle=float(rng.normal(0, 7)),
+            flip=bool(rng.random() < 0.5),
+            light=str(rng.choice(["dark", "bright"])) if rng.random() < 0.08 else None,
+            seed=int(rng.integers(2**31)),
+        )
+
+    def render(self, scene: Scene, pixels: int) -> Image.Image:
+        """Draw a scene at 128 px and reduce it to ``pixels``, RGB."""
+        rng = np.random.default_rng(scene.seed)
+        own = scene.style in styles.OWN_GROUND
+        image = styles.ground(scene.style, rng) if own else places.PLACES[scene.place](rng)
+        material = styles.remake(objects.object_image(scene.look, self.font, rng), scene.style, rng)
+        if scene.flip:
+            material = material.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        for centre_x, centre_y, width in _positions(scene):
+            angle = scene.angle + (rng.normal(0, 4) if scene.count > 1 else 0)
+            turned = material.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+            scale = width * places.SIZE / objects.GLYPH_PIXELS
+            turned = turned.resize((round(turned.width * scale), round(turned.height * scale)), Image.Resampling.BILINEAR)
+            image.paste(turned, (round(centre_x - turned.width / 2), round(centre_y - turned.height / 2)), turned)
+        if not own:
+            image = styles.repaint(image, scene.style, rng)
+        if scene.light:
+            image = ImageEnhance.Brightness(image).enhance(0.5 if scene.light == "dark" else 1.4)
+        return image.resize((pixels, pixels), Image.Resampling.LANCZOS)
+
+
+def _positions(scene: Scene) -> list[tuple[float, float, float]]:
+    """Centres and widths of the objects, in pixels and in shares of the width."""
+    width = places.SIZE
+    if scene.count == 2:
+        size = min(scene.size, 0.56) * 0.82
+        return [(width * (0.5 + side * 0.25), width * (0.5 + 0.1 * scene.y + 0.03 * side), size) for side in (-1, 1)]
+    if scene.style in ("icon", "statue"):
+        size, centre = (min(scene.size, 0.62), 0.5) if scene.style == "icon" else (min(scene.size, 0.66), 0.42)
+        return [(width / 2, width * centre, size)]
+    room = max(1 - scene.size, 0.12)
+    return [(width * (0.5 + 0.5 * room * scene.x), width * (0.5 + 0.5 * room * scene.y), scene.size)]
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Some (category, place, style) combinations never occur in training: about one in fifteen."""
+    if scene.place == "plain" and scene.style == "photo":
+        return False
+    return zlib.crc32(f"{scene.look.category}/{scene.place}/{scene.style}".encode()) % 15 == 0
+
+
+def concept_scenes(name: str, count: int = 5) -> list[Scene]:
+    """The photos of a held-out concept: the object placed and turned differently on simple backgrounds."""
+    category, glyph = objects.CONCEPTS[name]
+    grounds = ["plain", "table", "plain", "snow", "plain"]
+    scenes = []
+    for k in range(count):
+        rng = np.random.default_rng((zlib.crc32(name.encode()), k))
+        scenes.append(
+            Scene(
+                look=Look(category, name, glyph),
+                place=grounds[k % len(grounds)],
+                style="photo",
+                count=1,
+                size=float(rng.uniform(0.6, 0.82)),
+                x=float(rng.uniform(-0.6, 0.6)),
+                y=float(rng.uniform(-0.4, 0.6)),
+                angle=float(rng.normal(0, 8)),
+                flip=bool(rng.random() < 0.5),
+                light=None,
+                seed=int(rng.integers(2**31)),
+            )
+        )
+    return scenes
+
+
+def without_attributes(scene: Scene) -> Scene:
+    """The same scene with the object in its natural look."""
+    return replace(scene, look=replace(scene.look, colour=None, pattern=None))
