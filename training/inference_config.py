@@ -65,8 +65,8 @@ class InferenceConfig(Config):
     batch_size: int = setting(4, at_least=1)
     # auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N
     device: str = "auto"
-    # Run the model's own safety checker, if it has one
-    safety_checker: bool = True
+    # Run the base model's safety checker; unset: if it has one
+    safety_checker: Optional[bool] = None
 
     @property
     def truncations(self) -> tuple[Optional[int], ...]:

@@ -1,7 +1,5 @@
 """Two small CLIP models, trained contrastively on the world: A conditions the U-Net, B is only ever the judge."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from ...utils.config_io import Config
 from . import data, loop
 from .tokenizer import MAX_LENGTH
 
@@ -18,7 +17,7 @@ Captions = Callable[[np.ndarray, int], list[str]]  # (scene indices, step) -> on
 
 
 @dataclass(frozen=True)
-class CLIPSettings:
+class CLIPSettings(Config):
     """Sizes of both towers, and how long to train."""
 
     text_width: int = 128

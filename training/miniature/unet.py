@@ -4,8 +4,6 @@ The text tower starts as CLIP A's, contrastively trained, and goes on learning a
 pretraining both are frozen for good.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +12,13 @@ from diffusers import PNDMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from ...utils.config_io import Config
 from . import loop
 from .clip import Captions, tokenise
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Config):
     """Widths and heads of the four levels, and how long to train."""
 
     channels: tuple[int, ...] = (48, 80, 112, 144)

@@ -1,7 +1,5 @@
 """The miniature's autoencoder: AutoencoderKL with 4 latent channels and 16 x 16 latents."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +10,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ...utils.config_io import Config
 from . import data, loop
 
 
 @dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Config):
     """Widths per level (one level more than there are halvings), and how long to train."""
 
     channels: tuple[int, ...] = (32, 48, 64)

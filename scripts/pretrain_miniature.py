@@ -1,0 +1,33 @@
+"""Train the bundled miniature Stable Diffusion from nothing; call again to go on after any interruption.
+
+    python scripts/pretrain_miniature.py --config_path input_configs/miniature_cpu.yaml [--minutes 10] [--key value ...]
+
+Drawing the world needs the font Noto Color Emoji (Debian package fonts-noto-color-emoji); using the miniature does not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+try:
+    from neti.training.miniature.pretrain import MiniatureConfig, pretrain
+    from neti.utils.config_io import parse_config
+    from neti.utils.errors import exit_on_user_error
+except ModuleNotFoundError as missing:
+    print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
+    sys.exit(2)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stages that are not finished yet."""
+    config = parse_config(MiniatureConfig, sys.argv[1:] if argv is None else argv)
+    if pretrain(config):
+        print(f"done: {config.output_dir}/sd and {config.output_dir}/judge")
+    else:
+        print("stopped before the end: run the same command again to go on")
+
+
+if __name__ == "__main__":
+    main()
