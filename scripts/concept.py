@@ -14,6 +14,7 @@ from pathlib import Path
 
 try:
     import yaml
+
     from neti.models.concept_files import ConceptFiles, explicit_files
     from neti.utils.errors import UserError, exit_on_user_error
 except ModuleNotFoundError as missing:

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Sequence
 
 try:
+    from tqdm import tqdm
+
     from neti.models.concept_files import ConceptFiles, explicit_files, find_files
     from neti.training.inference_config import InferenceConfig
     from neti.utils.config_io import parse_config
     from neti.utils.errors import UserError, exit_on_user_error
     from neti.utils.prompts import read_prompts
-    from tqdm import tqdm
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)

@@ -1,7 +1,7 @@
 """What people say about a scene: many wordings, each fact told about half of the time.
 
-A frozen model can be personalised only along directions that its captions taught it, so the look (colour, pattern, size,
-position, specific name) is told often, and left out just as often so that "a cat" alone does not fix how the cat looks.
+A frozen model can be personalised only along directions that its captions taught it, so the look (colour, pattern,
+size, position, specific name) is told often, and left out just as often so that "a cat" alone does not fix its look.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _position(scene: Scene, rng: Rng) -> str:
 def _from_template(scene: Scene, rng: Rng) -> str | None:
     """One of the training recipe's 27 object templates, where it tells the truth."""
     template = str(rng.choice(OBJECT_TEMPLATES))
-    light = {"dark": "dark", "bright": "bright"}.get(scene.light or "", None)
+    light = {"dark": "dark", "bright": "bright"}.get(scene.light or "")
     if light and rng.random() < 0.8:
         template = f"a {light} photo of the {{}}"
     elif ("dark" in template or "bright" in template) and light is None:
@@ -99,9 +99,9 @@ def caption(scene: Scene, rng: Rng) -> str:
             return f"{text} {rng.choice(PLACE_WORDS[scene.place])}" if told else text
     words = STYLE_WORDS[scene.style]
     text = str(words[0] if rng.random() < 0.55 else rng.choice(words)).format(_subject(scene, rng))
-    if scene.style == "photo" and scene.place != "plain" and rng.random() < 0.9:
-        text += f" {rng.choice(PLACE_WORDS[scene.place])}"
-    elif scene.style != "photo" and scene.place != "plain" and rng.random() < 0.6:
+    if (scene.style == "photo" and scene.place != "plain" and rng.random() < 0.9) or (
+        scene.style != "photo" and scene.place != "plain" and rng.random() < 0.6
+    ):
         text += f" {rng.choice(PLACE_WORDS[scene.place])}"
     elif scene.place == "plain" and scene.style == "photo" and rng.random() < 0.25:
         text += f" {rng.choice(PLACE_WORDS['plain'])}"

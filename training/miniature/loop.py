@@ -1,7 +1,7 @@
 """A resumable training loop for the stages of pretraining.
 
-A stage is a step function of the step number alone: its data and noise come from ``generator(seed, step)``. So a checkpoint
-is weights, optimiser and a number, and a run that was cut into slices ends like one that was not.
+A stage is a step function of the step number alone: its data and noise come from ``generator(seed, step)``. So a
+checkpoint is weights, optimiser and a number, and a run that was cut into slices ends like one that was not.
 """
 
 from __future__ import annotations
@@ -88,11 +88,10 @@ def run(part: Slice, state: Mapping[str, Any], total: int, step: Callable[[int],
     def save(done: int) -> None:
         save_atomically({"step": done, **{name: thing.state_dict() for name, thing in state.items()}}, checkpoint)
 
-    began, sums, count = time.monotonic(), {}, 0
-    for number in range(start, total):
+    began, sums = time.monotonic(), dict[str, float]()
+    for count, number in enumerate(range(start, total), 1):
         for key, value in step(number).items():
             sums[key] = sums.get(key, 0.0) + value
-        count += 1
         if count % part.log_every == 0:
             elapsed = time.monotonic() - began
             means = "  ".join(f"{key} {value / part.log_every:.4f}" for key, value in sums.items())

@@ -18,14 +18,37 @@ GLYPH_PIXELS = 96
 
 # category -> {specific name: glyph}; the first block is the `cpu` scale, the second is added at the `gpu` scale
 OBJECTS: dict[str, dict[str, str]] = {
-    "cat": {"kitten": "🐱", "happy cat": "😺", "grinning cat": "😸", "sly cat": "😼", "orange kitty": "🐈", "lion": "🦁"},
+    "cat": {
+        "kitten": "🐱",
+        "happy cat": "😺",
+        "grinning cat": "😸",
+        "sly cat": "😼",
+        "orange kitty": "🐈",
+        "lion": "🦁",
+    },
     "dog": {"puppy": "🐶", "beagle": "🐕", "poodle": "🐩", "retriever": "🦮", "fox": "🦊"},
-    "bird": {"chick": "🐤", "penguin": "🐧", "duck": "🦆", "owl": "🦉", "parrot": "🦜", "flamingo": "🦩", "rooster": "🐓"},
+    "bird": {
+        "chick": "🐤",
+        "penguin": "🐧",
+        "duck": "🦆",
+        "owl": "🦉",
+        "parrot": "🦜",
+        "flamingo": "🦩",
+        "rooster": "🐓",
+    },
     "fish": {"tuna": "🐟", "angelfish": "🐠", "blowfish": "🐡", "shark": "🦈", "dolphin": "🐬"},
     "bear": {"brown bear": "🐻", "panda": "🐼", "koala": "🐨", "teddy": "🧸"},
     "car": {"sedan": "🚗", "jeep": "🚙", "van": "🚐", "racer": "🏎", "truck": "🚚"},
     "cup": {"coffee": "☕", "soda": "🥤", "beer": "🍺", "milk": "🥛", "mate": "🧉"},
-    "fruit": {"apple": "🍎", "pear": "🍐", "tangerine": "🍊", "lemon": "🍋", "strawberry": "🍓", "melon": "🍉", "kiwi": "🥝"},
+    "fruit": {
+        "apple": "🍎",
+        "pear": "🍐",
+        "tangerine": "🍊",
+        "lemon": "🍋",
+        "strawberry": "🍓",
+        "melon": "🍉",
+        "kiwi": "🥝",
+    },
     "flower": {"cherry blossom": "🌸", "rose": "🌹", "daisy": "🌼", "tulip": "🌷", "rosette": "🏵"},
     "ball": {"football": "⚽", "basketball": "🏀", "baseball": "⚾", "volleyball": "🏐"},
     "shoe": {"sneaker": "👟", "heel": "👠", "boot": "👢", "loafer": "👞", "sandal": "👡"},
@@ -46,7 +69,7 @@ MORE_OBJECTS: dict[str, dict[str, str]] = {
     "book": {"red book": "📕", "green book": "📗", "blue book": "📘", "notebook": "📓"},
 }
 
-# held-out concept -> (super category, glyph); four categories appear twice, so that the category word cannot tell them apart
+# held-out concept -> (super category, glyph); four categories appear twice: their word cannot tell the two apart
 CONCEPTS: dict[str, tuple[str, str]] = {
     "tiger": ("cat", "🐯"),
     "wolf": ("dog", "🐺"),
@@ -91,11 +114,15 @@ class Look:
 
 def find_font(path: str | Path | None = None) -> Path:
     """Path of NotoColorEmoji.ttf: ``path`` or the usual places (Debian package fonts-noto-color-emoji)."""
-    candidates = [Path(path)] if path else [
-        Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
-        Path("/usr/share/fonts/noto/NotoColorEmoji.ttf"),
-        Path("NotoColorEmoji.ttf"),
-    ]
+    candidates = (
+        [Path(path)]
+        if path
+        else [
+            Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
+            Path("/usr/share/fonts/noto/NotoColorEmoji.ttf"),
+            Path("NotoColorEmoji.ttf"),
+        ]
+    )
     for candidate in candidates:
         if candidate.exists():
             return candidate

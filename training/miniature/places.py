@@ -43,7 +43,11 @@ def jungle(rng: Rng) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for _ in range(5):
         x = int(rng.integers(0, SIZE))
-        draw.line([(x, 0), (x + int(rng.integers(-12, 12)), SIZE)], fill=_vary(rng, (70, 48, 24)), width=int(rng.integers(3, 8)))
+        draw.line(
+            [(x, 0), (x + int(rng.integers(-12, 12)), SIZE)],
+            fill=_vary(rng, (70, 48, 24)),
+            width=int(rng.integers(3, 8)),
+        )
     for _ in range(46):
         x, y, r = rng.integers(-10, SIZE + 10), rng.integers(-10, SIZE + 10), rng.integers(8, 19)
         draw.ellipse([x - r, y - r // 2, x + r, y + r // 2], fill=_vary(rng, (30, 120, 45), 36))
@@ -74,7 +78,9 @@ def city(rng: Rng) -> Image.Image:
         draw.rectangle([x, top, x + width - 2, road], fill=_vary(rng, (58, 60, 78)))
         for _ in range(4):
             y = int(rng.integers(top, max(road - 14, top + 1)))
-            draw.rectangle([x + 3, y, x + width - 6, y + int(rng.integers(6, 14))], fill=lights[int(rng.integers(len(lights)))])
+            draw.rectangle(
+                [x + 3, y, x + width - 6, y + int(rng.integers(6, 14))], fill=lights[int(rng.integers(len(lights)))]
+            )
         x += width
     draw.rectangle([0, road, SIZE, SIZE], fill=_vary(rng, (62, 62, 66)))
     for x in range(int(rng.integers(0, 20)), SIZE, 26):
@@ -143,7 +149,11 @@ def sea(rng: Rng) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for _ in range(6):
         x = int(rng.integers(0, SIZE))
-        draw.line([(x + 8 * np.sin(k / 2), SIZE - 8 * k) for k in range(int(rng.integers(4, 8)))], fill=_vary(rng, (30, 130, 82)), width=5)
+        draw.line(
+            [(x + 8 * np.sin(k / 2), SIZE - 8 * k) for k in range(int(rng.integers(4, 8)))],
+            fill=_vary(rng, (30, 130, 82)),
+            width=5,
+        )
     draw.ellipse([-40, SIZE - 14, SIZE + 40, SIZE + 40], fill=_vary(rng, (196, 178, 122)))
     for _ in range(14):
         x, y, r = rng.integers(0, SIZE), rng.integers(0, SIZE - 16), rng.integers(2, 6)

@@ -136,5 +136,9 @@ def export(
 def _plain(tree: Any) -> Any:
     """A config as JSON; paths and the machine's own settings are left out."""
     if isinstance(tree, dict):
-        return {key: _plain(value) for key, value in tree.items() if key not in ("work_dir", "output_dir", "font", "workers")}
+        return {
+            key: _plain(value)
+            for key, value in tree.items()
+            if key not in ("work_dir", "output_dir", "font", "workers")
+        }
     return list(tree) if isinstance(tree, tuple) else getattr(tree, "value", tree)

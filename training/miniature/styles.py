@@ -19,7 +19,9 @@ def _dabs(image: Image.Image, rng: Rng, reach: float, cell: int) -> Image.Image:
     cells = (height // cell + 2, width // cell + 2)
     field = np.kron(rng.normal(0, reach, (2, *cells)), np.ones((1, cell, cell)))[:, :height, :width]
     y, x = np.mgrid[:height, :width]
-    return Image.fromarray(array[np.clip(y + field[0], 0, height - 1).astype(int), np.clip(x + field[1], 0, width - 1).astype(int)])
+    return Image.fromarray(
+        array[np.clip(y + field[0], 0, height - 1).astype(int), np.clip(x + field[1], 0, width - 1).astype(int)]
+    )
 
 
 def _monet(image: Image.Image, rng: Rng) -> Image.Image:
@@ -71,7 +73,9 @@ def repaint(image: Image.Image, style: str, rng: Rng) -> Image.Image:
     """Turn a finished 128 x 128 scene into a painting, drawing or photo."""
     if style == "photo":
         return image
-    return {"monet": _monet, "oil": _oil, "chagall": _chagall, "manga": _manga, "watercolor": _watercolor}[style](image, rng)
+    return {"monet": _monet, "oil": _oil, "chagall": _chagall, "manga": _manga, "watercolor": _watercolor}[style](
+        image, rng
+    )
 
 
 def ground(style: str, rng: Rng) -> Image.Image:
@@ -88,7 +92,9 @@ def ground(style: str, rng: Rng) -> Image.Image:
         draw.rectangle([26, 92, 102, 98], fill=places._vary(rng, (172, 170, 166), 8))
         return image
     image = Image.new("RGB", (128, 128), (244, 244, 246))
-    top = tuple(int(c) for c in np.array(Image.new("HSV", (1, 1), (int(rng.integers(256)), 150, 235)).convert("RGB"))[0, 0])
+    top = tuple(
+        int(c) for c in np.array(Image.new("HSV", (1, 1), (int(rng.integers(256)), 150, 235)).convert("RGB"))[0, 0]
+    )
     tile = places._gradient(top, tuple(int(0.66 * c) for c in top))  # type: ignore[arg-type]
     mask = Image.new("L", (128, 128))
     ImageDraw.Draw(mask).rounded_rectangle([9, 9, 118, 118], radius=26, fill=255)
@@ -101,7 +107,12 @@ def remake(obj: Image.Image, style: str, rng: Rng) -> Image.Image:
     alpha = obj.getchannel("A")
     if style not in ("statue", "sand", "graffiti"):
         return obj
-    grey = np.asarray(ImageOps.autocontrast(obj.convert("L"), mask=alpha.point(lambda a: 255 * (a > 128))), np.float32)[..., None] / 255
+    grey = (
+        np.asarray(ImageOps.autocontrast(obj.convert("L"), mask=alpha.point(lambda a: 255 * (a > 128))), np.float32)[
+            ..., None
+        ]
+        / 255
+    )
     if style == "statue":
         rgb = np.array([84, 86, 92]) * (1 - grey) + np.array([214, 214, 210]) * grey
     elif style == "sand":
@@ -112,7 +123,9 @@ def remake(obj: Image.Image, style: str, rng: Rng) -> Image.Image:
     out = Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))
     out.putalpha(alpha)
     if style == "graffiti":
-        halo = Image.new("RGBA", obj.size, [(255, 240, 60, 0), (60, 250, 255, 0), (255, 255, 255, 0)][int(rng.integers(3))])
+        halo = Image.new(
+            "RGBA", obj.size, [(255, 240, 60, 0), (60, 250, 255, 0), (255, 255, 255, 0)][int(rng.integers(3))]
+        )
         halo.putalpha(alpha.filter(ImageFilter.MaxFilter(7)).filter(ImageFilter.GaussianBlur(1.5)))
         out = Image.alpha_composite(halo, out)
     return out

@@ -1,4 +1,4 @@
-"""The miniature's tokenizer: a CLIPTokenizer whose small byte-level BPE vocabulary is trained on the world's captions."""
+"""The miniature's tokenizer: a CLIPTokenizer with a small byte-level BPE vocabulary of the world's captions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def train(captions: Iterable[str], vocabulary: int, folder: Path) -> CLIPTokenizer:
-    """Learn ``vocabulary`` BPE entries from captions and all of the toolkit's prompt templates; write the CLIP files."""
+    """Learn ``vocabulary`` BPE entries from captions and the toolkit's prompt templates; write the CLIP files."""
     templates = [text.replace("{}", "") for text in [*OBJECT_TEMPLATES, *STYLE_TEMPLATES, *PAPER_PROMPTS]]
     bpe = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", continuing_subword_prefix=""))
     bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     # a word seen once per byte gives every byte its end-of-word form, so that any text can be tokenised
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False, min_frequency=2
+        vocab_size=vocabulary - 2,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+        min_frequency=2,
     )
     bpe.train_from_iterator([*captions, *(templates * 50)], trainer)
 

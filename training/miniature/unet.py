@@ -47,7 +47,7 @@ def scheduler() -> PNDMScheduler:
 
 
 def build(config: UNetConfig, latent_size: int, text_width: int) -> UNet2DConditionModel:
-    """UNet2DConditionModel with SD 1.x's blocks: three with cross-attention and one without, down and up, and a middle."""
+    """UNet2DConditionModel with SD 1.x's blocks: three with cross-attention and one without, each way, and a middle."""
     torch.manual_seed(config.seed)
     return UNet2DConditionModel(
         sample_size=latent_size,
@@ -66,7 +66,9 @@ def build(config: UNetConfig, latent_size: int, text_width: int) -> UNet2DCondit
 class MatmulAttention:
     """Attention as two matrix products: PyTorch's fused CPU kernel is ten times slower in a bf16 backward pass."""
 
-    def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object) -> Tensor:
+    def __call__(
+        self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
+    ) -> Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         batch, tokens, width = hidden_states.shape
         split = (batch, -1, attn.heads, width // attn.heads)
@@ -97,7 +99,7 @@ def train(
     part: loop.Slice,
     device: str = "cpu",
 ) -> tuple[UNet2DConditionModel, CLIPTextModel] | None:
-    """Denoising with min-SNR weights on moments [count,2,4,h,w]; the averaged models, or None when the slice ended first."""
+    """Denoising with min-SNR weights on moments [count,2,4,h,w]; the averaged models, None when the slice ended first."""
     text = text_tower(clip).to(device).train()
     unet = build(config, moments.shape[-1], text.config.hidden_size)
     unet = unet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -121,7 +123,7 @@ def train(
         timesteps = torch.randint(1000, (config.batch,), generator=random)
         dropped = torch.rand(config.batch, generator=random) < config.caption_dropout
         words = captions(chosen.numpy(), number)
-        ids = tokenise(tokenizer, ["" if drop else text for drop, text in zip(dropped.tolist(), words)])
+        ids = tokenise(tokenizer, ["" if drop else text for drop, text in zip(dropped.tolist(), words, strict=True)])
         level = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = level.sqrt() * latents + (1 - level).sqrt() * noise
         weight = (snr[timesteps].clamp(max=config.min_snr) / snr[timesteps]).to(device)

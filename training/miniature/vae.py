@@ -87,7 +87,7 @@ def train(config: VAEConfig, images: np.ndarray, part: loop.Slice, device: str =
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, images: np.ndarray, path: Path, device: str = "cpu", batch: int = 128) -> Tensor:
-    """Posterior moments of all images, half precision [count, 2, 4, h, w] (mean, log-variance); computed once, then read."""
+    """Posterior moments of all images, half precision [count, 2, 4, h, w] (mean, log-variance); computed once."""
     if not path.exists():
         moments = []
         for start in range(0, len(images), batch):

@@ -42,7 +42,7 @@ class World:
         return cls(str(objects.find_font(font)), {**objects.OBJECTS, **extra})
 
     def scene(self, seed: int, index: int, held_out: bool = False) -> Scene:
-        """The scene of (seed, index). ``held_out`` draws only combinations that training never sees, else only the others."""
+        """The scene of (seed, index): with ``held_out`` a combination that training never sees, else one of the others."""
         for attempt in range(1000):
             scene = self._draw(np.random.default_rng((seed, index, attempt)))
             if is_held_out(scene) == held_out:
@@ -82,7 +82,9 @@ class World:
             angle = scene.angle + (rng.normal(0, 4) if scene.count > 1 else 0)
             turned = material.rotate(angle, Image.Resampling.BICUBIC, expand=True)
             scale = width * places.SIZE / objects.GLYPH_PIXELS
-            turned = turned.resize((round(turned.width * scale), round(turned.height * scale)), Image.Resampling.BILINEAR)
+            turned = turned.resize(
+                (round(turned.width * scale), round(turned.height * scale)), Image.Resampling.BILINEAR
+            )
             image.paste(turned, (round(centre_x - turned.width / 2), round(centre_y - turned.height / 2)), turned)
         if not own:
             image = styles.repaint(image, scene.style, rng)

@@ -1,0 +1,69 @@
+"""The rules of the house: which way imports run, how modules import, and that every folder is packaged."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = ["utils", "models", "training", "scripts"]  # each may import itself and what stands before it
+FILES = {path: path.relative_to(ROOT).parts[0] for layer in LAYERS for path in (ROOT / layer).rglob("*.py")}
+
+
+def imported_layers(path: Path) -> dict[str, int]:
+    """Layer -> line of an import of it, with relative imports resolved."""
+    found = {}
+    package = ["neti", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = [*base, *(node.module.split(".") if node.module else [])]
+            names = [".".join([*stem, alias.name]) for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            layer = parts[1] if parts[0] == "neti" and len(parts) > 1 else parts[0]
+            if layer in LAYERS:
+                found[layer] = node.lineno
+    return found
+
+
+def test_the_walk_sees_the_project():
+    assert len(FILES) > 40
+    assert imported_layers(ROOT / "training" / "objective.py").keys() >= {"models", "training"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    allowed = LAYERS[: LAYERS.index(FILES[path]) + 1]
+    for layer, line in imported_layers(path).items():
+        assert layer in allowed, f"{path.relative_to(ROOT)}:{line} imports {layer}: only {allowed} are below it"
+
+
+@pytest.mark.parametrize("path", [path for path, layer in FILES.items() if layer != "scripts"], ids=lambda p: p.stem)
+def test_library_modules_import_each_other_relatively(path):
+    """An absolute import could make a second copy of a module when a script runs from the project's folder."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            assert node.module.split(".")[0] not in {"neti", *LAYERS}, f"{path.name}:{node.lineno}"
+
+
+def test_every_folder_with_modules_is_packaged():
+    setup = (ROOT / "setup.py").read_text()
+    folders = {str(path.parent.relative_to(ROOT)) for path, layer in FILES.items() if layer != "scripts"}
+    missing = [folder for folder in folders if f'"neti.{folder.replace("/", ".")}": "{folder}"' not in setup]
+    assert not missing, f"setup.py's PACKAGES lacks {missing}: installed editable they work, in a wheel they are gone"
+
+
+def test_versions_are_pinned():
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        lines = (ROOT / "environment" / name).read_text().splitlines()
+        wanted = [line for line in lines if line and not line.startswith("#")]
+        assert wanted and all("==" in line for line in wanted)
+
+
+def test_supported_python():
+    assert sys.version_info >= (3, 10)
