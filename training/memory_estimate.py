@@ -69,7 +69,7 @@ def estimate_memory(
 def enable_gradient_checkpointing(text_encoder: Any, unet: Any) -> None:
     """Recompute activations in the backward pass instead of keeping them."""
     unet.enable_gradient_checkpointing()
-    text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    text_encoder.activation_checkpointing_enable({"use_reentrant": False})
     text_encoder.train()  # transformers checkpoints in train mode only; CLIP has no dropout that this could switch on
 
 

@@ -1,0 +1,96 @@
+"""Every random number of training is a function of the seed and the sample's number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from neti.models.backbone import Backbone
+from neti.training.batches import Batches, sample_generator
+from neti.training.config import DataConfig
+from neti.training.dataset import ConceptDataset
+from neti.training.latent_cache import LatentCache
+from neti.training.objective import Batch
+
+MakeBatches = Callable[..., Batches]
+
+
+@pytest.fixture
+def make_batches(tmp_path: Path, tiny_backbone: Backbone) -> MakeBatches:
+    random = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    dataset = ConceptDataset(DataConfig(train_data_dir=tmp_path, placeholder_token="<toy>", resolution=64), seed=5)
+    latents = LatentCache.build(tiny_backbone.vae, dataset)
+
+    def make(batch_size: int, accumulation: int, process: int = 0, processes: int = 1) -> Batches:
+        cpu = torch.device("cpu")
+        return Batches(
+            dataset, latents, tiny_backbone.tokenizer, 1000, batch_size, accumulation, process, processes, cpu
+        )
+
+    return make
+
+
+def contents(batches: list[Batch]) -> dict[str, torch.Tensor]:
+    """The tensors of several micro-batches in a row; the generators by the next number each would draw."""
+    return {
+        "latents": torch.cat([batch.latents for batch in batches]),
+        "noise": torch.cat([batch.noise for batch in batches]),
+        "timesteps": torch.cat([batch.timesteps for batch in batches]),
+        "ids": torch.cat([batch.tokens.ids for batch in batches]),
+        "slots": torch.cat([batch.tokens.slots["<toy>"] for batch in batches]),
+        "next": torch.cat([torch.rand(1, generator=g) for batch in batches for g in batch.generators]),
+    }
+
+
+def test_a_step_is_the_same_however_it_is_cut(make_batches: MakeBatches) -> None:
+    """Four samples as one batch, as four micro-batches, and shared by two processes."""
+    whole = contents([make_batches(4, 1).get(step=3, micro_step=0)])
+    cuts = {
+        "micro-batches": [make_batches(1, 4).get(3, micro_step) for micro_step in range(4)],
+        "processes": [make_batches(2, 1, process, 2).get(3, 0) for process in range(2)],
+        "both": [make_batches(1, 2, process, 2).get(3, micro) for micro in range(2) for process in range(2)],
+    }
+    for name, batches in cuts.items():
+        for key, tensor in contents(batches).items():
+            assert torch.equal(tensor, whole[key]), (name, key)
+
+
+def test_drawing_twice_or_with_other_randomness_between_changes_nothing(make_batches: MakeBatches) -> None:
+    batches = make_batches(2, 2)
+    first = contents([batches.get(7, 1)])
+    torch.manual_seed(123)
+    torch.rand(10)
+    again = contents([batches.get(7, 1)])
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_no_sample_is_shown_twice_or_left_out(make_batches: MakeBatches) -> None:
+    numbers = [
+        number
+        for step in range(3)
+        for micro_step in range(2)
+        for process in range(2)
+        for number in make_batches(3, 2, process, 2).samples(step, micro_step)
+    ]
+    assert numbers == list(range(36))
+
+
+def test_neighbouring_samples_differ(make_batches: MakeBatches) -> None:
+    batch = make_batches(4, 1).get(0, 0)
+    assert len({tuple(noise.flatten().tolist()) for noise in batch.noise}) == 4
+    assert not torch.equal(sample_generator(1, 0).get_state(), sample_generator(2, 0).get_state())
+    assert not torch.equal(sample_generator(1, 0).get_state(), sample_generator(0, 1).get_state())
+
+
+def test_timesteps_are_uniform_over_the_whole_range() -> None:
+    draws = torch.cat([torch.randint(1000, (1,), generator=sample_generator(0, i)) for i in range(20_000)])
+    counts = torch.histc(draws.float(), bins=10, min=0, max=1000)
+    assert draws.min() < 5 and draws.max() > 994
+    assert (counts - 2000).abs().max() < 200  # 4.7 standard deviations

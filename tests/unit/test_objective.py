@@ -1,0 +1,111 @@
+"""The objective on a tiny backbone; its numbers are held to the public code's in tests/parity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from neti.models.backbone import Backbone
+from neti.models.methods import NeTI, NeTIConfig
+from neti.models.tokens import tokenize
+from neti.training.objective import Batch, Objective
+from neti.utils.errors import UserError
+
+MakeBackbone = Callable[..., Backbone]
+PROMPTS = ["a photo of a <toy>", "a <toy> and a <toy>", "a rendering of a <toy>"]
+
+
+def make_objective(backbone: Backbone) -> Objective:
+    method = NeTI.create(
+        NeTIConfig(nested_dropout_prob=1.0),
+        num_layers=backbone.num_layers,
+        initial_embedding=backbone.word_embedding("teddy"),
+        generator=torch.Generator().manual_seed(0),
+    )
+    return Objective(method, backbone, "<toy>").train()
+
+
+def make_batch(backbone: Backbone, first: int = 0, count: int = 3) -> Batch:
+    """Samples `first` .. `first + count - 1` of three fixed ones."""
+    chosen = slice(first, first + count)
+    draw = torch.Generator().manual_seed(1)
+    return Batch(
+        latents=torch.randn(3, 4, 8, 8, generator=draw)[chosen],
+        noise=torch.randn(3, 4, 8, 8, generator=draw)[chosen],
+        timesteps=torch.tensor([10, 500, 990])[chosen],
+        tokens=tokenize(backbone.tokenizer, PROMPTS[chosen], ["<toy>"]),
+        generators=[torch.Generator().manual_seed(i) for i in range(3)][chosen],
+    )
+
+
+def test_only_the_method_is_registered(tiny_backbone: Backbone) -> None:
+    objective = make_objective(tiny_backbone)
+    assert {id(p) for p in objective.parameters()} == {id(p) for p in objective.method.parameters()}
+    before = {
+        name: tensor.clone()
+        for part in (tiny_backbone.unet, tiny_backbone.text_encoder, tiny_backbone.vae)
+        for name, tensor in part.state_dict().items()
+    }
+    objective(make_batch(tiny_backbone)).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.parameters())
+    for part in (tiny_backbone.unet, tiny_backbone.text_encoder, tiny_backbone.vae):
+        assert all(p.grad is None for p in part.parameters())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in part.state_dict().items())
+
+
+def test_a_batch_is_the_mean_of_its_samples_nested_dropout_included(tiny_backbone: Backbone) -> None:
+    objective = make_objective(tiny_backbone)
+    objective(make_batch(tiny_backbone)).backward()
+    together = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+    objective.zero_grad()
+    for i in range(3):
+        (objective(make_batch(tiny_backbone, i, 1)) / 3).backward()
+    for name, parameter in objective.named_parameters():
+        torch.testing.assert_close(parameter.grad, together[name], rtol=1e-4, atol=1e-8)
+
+
+def test_nested_dropout_comes_from_the_samples_own_generators(tiny_backbone: Backbone) -> None:
+    objective = make_objective(tiny_backbone)
+    torch.manual_seed(0)
+    first = objective(make_batch(tiny_backbone)).item()
+    assert objective(make_batch(tiny_backbone)).item() == first
+    objective.eval()
+    assert objective(make_batch(tiny_backbone)).item() != first
+
+
+def test_velocity_is_the_target_of_a_velocity_model(make_tiny_backbone: MakeBackbone) -> None:
+    backbone = make_tiny_backbone(prediction_type="v_prediction")
+    objective = make_objective(backbone).eval()
+    batch = make_batch(backbone)
+    predicted: list[torch.Tensor] = []
+    backbone.unet.register_forward_hook(lambda module, inputs, output: predicted.append(output.sample))
+    loss = objective(batch)
+    # v = sqrt(abar) * noise - sqrt(1 - abar) * latents  (Salimans and Ho 2022, Eq. 10 ff.)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar = (1 - betas).cumprod(0)[batch.timesteps].float()[:, None, None, None]
+    velocity = abar.sqrt() * batch.noise - (1 - abar).sqrt() * batch.latents
+    assert loss.item() == pytest.approx((predicted[0] - velocity).square().mean().item(), rel=1e-5)
+
+
+def test_a_model_that_predicts_images_is_refused(make_tiny_backbone: MakeBackbone) -> None:
+    with pytest.raises(UserError, match="epsilon and v_prediction"):
+        make_objective(make_tiny_backbone(prediction_type="sample"))
+
+
+def test_half_precision_models_give_a_float32_loss_and_gradients(make_tiny_backbone: MakeBackbone) -> None:
+    exact = make_objective(make_tiny_backbone())
+    rounded = make_objective(make_tiny_backbone().to("cpu", torch.bfloat16))
+    expected, loss = (objective(make_batch(objective.backbone)) for objective in (exact, rounded))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=0.02)
+    loss.backward()
+    assert {p.grad.dtype for p in rounded.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_autocast_around_the_objective_changes_nothing(tiny_backbone: Backbone) -> None:
+    objective = make_objective(tiny_backbone)
+    plain = objective(make_batch(tiny_backbone)).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert objective(make_batch(tiny_backbone)).item() == plain

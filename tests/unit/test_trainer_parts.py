@@ -1,0 +1,202 @@
+"""The small parts of the trainer: losses, signals, metrics, the run folder, the optimizer, the memory estimate."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor, nn
+
+from neti.models.backbone import Backbone
+from neti.models.methods import NeTI, NeTIConfig
+from neti.models.sampling import NaNImageError
+from neti.models.tokens import tokenize
+from neti.training.config import EvalConfig, OptimConfig
+from neti.training.graceful_stop import GracefulStop
+from neti.training.losses import Diverged, Losses
+from neti.training.memory_estimate import enable_gradient_checkpointing, estimate_memory
+from neti.training.metrics_log import MetricsLog
+from neti.training.objective import Batch, Objective
+from neti.training.optimizer import make_optimizer
+from neti.training.options import LRSchedule
+from neti.training.run_folder import RunFolder
+from neti.training.validation import validation_grids
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def make_method(backbone: Backbone) -> NeTI:
+    return NeTI.create(
+        NeTIConfig(),
+        num_layers=backbone.num_layers,
+        initial_embedding=backbone.word_embedding("teddy"),
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def test_losses_are_means_and_come_once(accelerator: Accelerator) -> None:
+    losses = Losses(accelerator, nn.Linear(2, 2))
+    losses.add(1, [torch.tensor(1.0), torch.tensor(3.0)], 0.5)
+    losses.add(2, [torch.tensor(5.0), torch.tensor(6.0)], 0.25)
+    assert losses.read() == [(1, 2.0, 0.5), (2, 5.5, 0.25)]
+    assert losses.read() == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_first_bad_loss_is_named(accelerator: Accelerator, value: float) -> None:
+    losses = Losses(accelerator, nn.Linear(2, 2))
+    losses.add(1, [torch.tensor(1.0)], 0.5)
+    losses.add(2, [torch.tensor(value)], 0.5)
+    losses.add(3, [torch.tensor(math.nan)], 0.5)
+    with pytest.raises(Diverged, match=f"at step 2: the loss is {value}"):
+        losses.read()
+
+
+def test_bad_parameters_are_noticed_under_a_good_loss(accelerator: Accelerator) -> None:
+    trained = nn.Linear(2, 2)
+    losses = Losses(accelerator, trained)
+    with torch.no_grad():
+        trained.bias[1] = math.inf
+    losses.add(4, [torch.tensor(1.0)], 0.5)
+    with pytest.raises(Diverged, match="at step 4: the parameters"):
+        losses.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_a_request_and_the_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with GracefulStop() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # an echo of the first
+        assert stop.received == number
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neti.training.graceful_stop._ECHO_SECONDS", 0.0)
+    with GracefulStop(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_metrics_of_a_killed_run_are_cut_at_the_resumed_step(tmp_path: Path, accelerator: Accelerator) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 3.0}\n{"step": 4, "lo')
+    metrics = MetricsLog(path, accelerator, "toy", start=2)
+    metrics.scalars(3, {"loss": 3.5})
+    metrics.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": 3.5},
+    ]
+
+
+def test_clearing_deletes_only_what_a_run_writes(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", tmp_path / "boards")
+    for path in (run.config, run.derived, run.metrics, run.concept(5), run.state(5), run.validation(5, None)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("ours")
+    kept = [run.path / "notes.txt", run.path / "images" / "a.png", run.boards / "shared"]
+    for path in kept:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("theirs")
+    run.clear()
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+
+
+@pytest.mark.parametrize("schedule", list(LRSchedule))
+def test_schedules_count_optimizer_steps(tiny_backbone: Backbone, schedule: LRSchedule) -> None:
+    config = OptimConfig(lr_scheduler=schedule, lr_warmup_steps=4, max_train_steps=10, adam_beta1=0.8)
+    optimizer, rates = make_optimizer(make_method(tiny_backbone), config, learning_rate=0.01)
+    seen = []
+    for _ in range(10):
+        seen.append(rates.get_last_lr()[0])
+        optimizer.step()
+        rates.step()
+    assert optimizer.defaults["betas"] == (0.8, 0.999)
+    assert seen[4] == pytest.approx(0.01)
+    assert (seen[0] == 0.01) if schedule is LRSchedule.constant else (seen[:3] == pytest.approx([0, 0.0025, 0.005]))
+    assert (seen[9] == 0.01) == schedule.value.startswith("constant")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_estimated_activations_are_those_a_real_step_keeps(tiny_backbone: Backbone, checkpointing: bool) -> None:
+    """The estimate's fake U-Net keeps for the backward pass what the real one does."""
+    estimated = estimate_memory(
+        tiny_backbone,
+        trained_parameters=1000,
+        dtype=torch.float32,
+        batch_size=2,
+        latent_side=8,
+        gradient_checkpointing=checkpointing,
+    )
+    weights = [
+        p for part in (tiny_backbone.unet, tiny_backbone.text_encoder, tiny_backbone.vae) for p in part.parameters()
+    ]
+    assert estimated.frozen == 4 * sum(p.numel() for p in weights)
+    assert estimated.trained == 16_000
+
+    if checkpointing:
+        enable_gradient_checkpointing(tiny_backbone.text_encoder, tiny_backbone.unet)
+    objective = Objective(make_method(tiny_backbone), tiny_backbone, "<toy>")
+    batch = Batch(
+        latents=torch.zeros(2, 4, 8, 8),
+        noise=torch.zeros(2, 4, 8, 8),
+        timesteps=torch.tensor([1, 2]),
+        tokens=tokenize(tiny_backbone.tokenizer, ["a <toy>"] * 2, ["<toy>"]),
+        generators=[torch.Generator() for _ in range(2)],
+    )
+    own = {p.untyped_storage().data_ptr() for p in weights}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        objective(batch)
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert 0 <= real - estimated.activations < 2**20  # what the mapper itself keeps, the same with checkpointing
+
+
+def test_validation_grids_for_each_truncation(tiny_backbone: Backbone) -> None:
+    method = make_method(tiny_backbone).train()
+    config = EvalConfig(
+        validation_prompts=("A photo of a {}", "A {} on a beach"),
+        num_validation_images=2,
+        validation_seeds=(1, 2),
+        num_denoising_steps=2,
+        validation_truncations=(None, 1),
+    )
+    (full_units, full), (one_unit, one) = validation_grids(tiny_backbone, method, "<toy>", config, step=9)
+    assert (full_units, one_unit) == (None, 1)
+    last_tiles = [grid.crop((grid.width - 60, grid.height - 60, grid.width, grid.height)) for grid in (full, one)]
+    assert last_tiles[0].tobytes() != last_tiles[1].tobytes()
+    assert method.training
+    none = EvalConfig(validation_prompts=None)
+    assert list(validation_grids(tiny_backbone, method, "<toy>", none, step=9)) == []
+
+
+def test_validation_never_shows_a_black_image(tiny_backbone: Backbone) -> None:
+    method = make_method(tiny_backbone)
+    with torch.no_grad():
+        method.mapper.output_layer.bias.fill_(math.nan)
+    config = EvalConfig(num_denoising_steps=1)
+    with pytest.raises(NaNImageError):
+        list(validation_grids(tiny_backbone, method, "<toy>", config, step=9))
