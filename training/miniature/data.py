@@ -48,7 +48,7 @@ def render_split(world: World, chosen: list[Scene], pixels: int, path: Path, wor
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 [B,H,W,3] to float32 [B,3,H,W] in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

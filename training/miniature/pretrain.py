@@ -93,6 +93,9 @@ def pretrain(config: MiniatureConfig) -> bool:
     trained = unet.train(config.unet, moments, scaling, text, words, told, part("unet"), config.device)
     if trained is None:
         return False
+    autoencoder = vae.refine_decoder(autoencoder, config.vae, images, part("vae_decoder"), config.device)
+    if autoencoder is None:
+        return False
     export(config.output_dir, words, autoencoder, judge, *trained)
     (config.output_dir / "training.json").write_text(json.dumps(_plain(asdict(config)), indent=1) + "\n")
     return True

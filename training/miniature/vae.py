@@ -1,14 +1,14 @@
 """The miniature's autoencoder: AutoencoderKL with 4 latent channels and 16 x 16 latents."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...utils.config_io import Config
 from . import data, loop
@@ -19,7 +19,8 @@ class VAEConfig(Config):
     """Widths per level (one level more than there are halvings), and how long to train."""
 
     channels: tuple[int, ...] = (32, 48, 64)
-    steps: int = 4500
+    steps: int = 2800
+    decoder_steps: int = 600
     batch: int = 8
     learning_rate: float = 1.5e-3
     kl_weight: float = 1e-4
@@ -53,9 +54,35 @@ def _gradient_l1(a: Tensor, b: Tensor) -> Tensor:
 
 
 def train(config: VAEConfig, images: np.ndarray, part: loop.Slice, device: str = "cpu") -> AutoencoderKL | None:
-    """Train on uint8 images [count,H,W,3]; None when the time slice ended first. Loss: MSE + L1 + gradient L1 + KL."""
+    """Train encoder and decoder on uint8 images [count,H,W,3]; None when the time slice ended first."""
     vae = build(config, images.shape[1]).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
+    parameters = list(vae.parameters())
+    return _optimise(vae, parameters, config.steps, config.learning_rate, config, images, part)
+
+
+def refine_decoder(
+    vae: AutoencoderKL, config: VAEConfig, images: np.ndarray, part: loop.Slice, device: str = "cpu"
+) -> AutoencoderKL | None:
+    """Train the decoder alone for ``decoder_steps`` more: the latents, and whoever learned on them, stay as they are."""
+    vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert vae.post_quant_conv is not None
+    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    later = replace(config, seed=config.seed + 1)
+    return _optimise(vae, parameters, config.decoder_steps, 0.5 * config.learning_rate, later, images, part)
+
+
+def _optimise(
+    vae: AutoencoderKL,
+    parameters: list[nn.Parameter],
+    steps: int,
+    peak: float,
+    config: VAEConfig,
+    images: np.ndarray,
+    part: loop.Slice,
+) -> AutoencoderKL | None:
+    """AdamW on ``parameters``; loss: MSE + L1 + gradient L1 + KL. The averaged model, None when the slice ended first."""
+    device = vae.device
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=1e-4)
     average = loop.EMA(vae, 0.999)
 
     def step(number: int) -> dict[str, float]:
@@ -63,23 +90,22 @@ def train(config: VAEConfig, images: np.ndarray, part: loop.Slice, device: str =
         chosen = torch.randint(len(images), (config.batch,), generator=random).sort().values.numpy()
         pixels = data.to_tensor(images[chosen]).to(device, memory_format=torch.channels_last)
         for group in optimizer.param_groups:
-            group["lr"] = loop.learning_rate(number, config.steps, config.learning_rate)
-        with torch.autocast(device, torch.bfloat16):
+            group["lr"] = loop.learning_rate(number, steps, peak)
+        with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=random).to(device)
             output = vae.decode(posterior.mean + posterior.std * noise).sample.float()
         mse = F.mse_loss(output, pixels)
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         loss = 4 * mse + 0.3 * F.l1_loss(output, pixels) + 0.3 * _gradient_l1(output, pixels) + config.kl_weight * kl
-        optimizer.zero_grad(set_to_none=True)
+        vae.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         average.update(number)
         return {"loss": loss.item(), "psnr": float(10 * torch.log10(4 / mse.detach())), "kl": kl.item()}
 
-    state = {"model": vae, "optimizer": optimizer, "ema": average}
-    if not loop.run(part, state, config.steps, step):
+    if not loop.run(part, {"model": vae, "optimizer": optimizer, "ema": average}, steps, step):
         return None
     vae.load_state_dict(average.state_dict())
     return vae.eval()
