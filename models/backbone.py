@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers import DDPMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
@@ -83,17 +84,17 @@ class Backbone:
     @property
     def latent_channels(self) -> int:
         """Channels of a latent (4)."""
-        return self.unet.config.in_channels
+        return self.unet.config["in_channels"]
 
     @property
     def latent_size(self) -> int:
         """Side of the latents the U-Net was trained on (64 on SD 1.x)."""
-        return self.unet.config.sample_size
+        return self.unet.config["sample_size"]
 
     @property
     def vae_scale_factor(self) -> int:
         """Image side divided by latent side (8 on SD 1.x)."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def image_size(self) -> int:
@@ -114,6 +115,7 @@ class Backbone:
                 f"super category {word!r}: {len(ids)} tokens ({pieces}), one is needed; choose a simpler word, or "
                 "allow the mean of the tokens' embeddings"
             )
-        rows = self.text_encoder.get_input_embeddings().weight[ids].detach().float()
+        table: nn.Embedding = self.text_encoder.embeddings.token_embedding
+        rows = table.weight[ids].detach().float()
         norm = torch.linalg.vector_norm(rows, dim=-1).mean()
         return rows[0].clone() if len(ids) == 1 else nn.functional.normalize(rows.mean(dim=0), dim=0) * norm

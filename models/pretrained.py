@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers import DDPMScheduler
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..utils.errors import UserError
@@ -66,22 +66,12 @@ def load_parts(
     if unknown := set(weights) - WEIGHTS.keys():
         raise ValueError(f"components {sorted(unknown)}: allowed are {', '.join(WEIGHTS)}")
     folder = model_folder(name_or_path, revision, weights)
-    model_classes = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
-    loaders: dict[str, Callable[[Path], Any]] = {
-        "tokenizer": CLIPTokenizer.from_pretrained,
-        "scheduler": DDPMScheduler.from_pretrained,
-    }
-    for part, model_class in model_classes.items():
-        if part in weights:
-            loaders[part] = lambda path, model_class=model_class: _with_weights(model_class, path, dtype)
-        else:
-            loaders[part] = lambda path, model_class=model_class: _structure(model_class, path)
-    parts = {}
-    for part, load in loaders.items():
+    parts: dict[str, Any] = {}
+    for part in ("tokenizer", "scheduler", *WEIGHTS):
         try:
             if not (folder / part).is_dir():
                 raise FileNotFoundError(f"there is no {part} folder")
-            parts[part] = load(folder / part)
+            parts[part] = _load_part(part, folder / part, dtype, part in weights)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise UserError(
                 f"model {name_or_path!r}: cannot load its {part} from {folder} ({_first_line(error)}); a complete "
@@ -90,21 +80,29 @@ def load_parts(
     return parts
 
 
-def _with_weights(model_class: Any, path: Path, dtype: torch.dtype) -> nn.Module:
-    if model_class is not CLIPTextModel:
-        return model_class.from_pretrained(path, torch_dtype=dtype)  # raises by itself if weights are missing
-    model, info = model_class.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    if info["missing_keys"]:  # transformers would fill them with random numbers and only warn
-        raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}, ...")
-    return model
-
-
-def _structure(model_class: Any, path: Path) -> nn.Module:
-    """The module with its sizes but without weights."""
-    with torch.device("meta"):
-        if model_class is CLIPTextModel:
+def _load_part(part: str, path: Path, dtype: torch.dtype, with_weights: bool) -> Any:
+    if part == "tokenizer":
+        return CLIPTokenizer.from_pretrained(path)
+    if part == "scheduler":
+        return DDPMScheduler.from_pretrained(path)
+    if part == "text_encoder":
+        if with_weights:
+            return _text_encoder(path, dtype)
+        with torch.device("meta"):
             return CLIPTextModel(CLIPTextConfig.from_pretrained(path))
+    model_class: Any = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}[part]
+    if with_weights:
+        return model_class.from_pretrained(path, torch_dtype=dtype)  # raises by itself if weights are missing
+    with torch.device("meta"):
         return model_class.from_config(model_class.load_config(path))
+
+
+def _text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
+    loaded: Any = CLIPTextModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    model, info = loaded
+    if info["missing_keys"]:  # transformers fills them with random numbers and only warns
+        raise ValueError(f"weights are missing, such as {min(info['missing_keys'])}")
+    return model
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers.schedulers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -171,7 +171,7 @@ def decode(backbone: Backbone, latents: Tensor) -> list[Image.Image]:
     vae = backbone.vae
     images = []
     for latent in latents:
-        pixels = vae.decode(latent[None].to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0].float()
+        pixels = vae.decode(latent[None].to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0].float()
         if not torch.isfinite(pixels).all():
             stage = "the VAE" if torch.isfinite(latent).all() else "the U-Net"
             fix = "use torch_dtype fp32 or bf16" if vae.dtype == torch.float16 else "the weights or concept are broken"
@@ -184,7 +184,8 @@ def decode(backbone: Backbone, latents: Tensor) -> list[Image.Image]:
 def _scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
     """A fresh scheduler (they carry state from step to step) with its timesteps set."""
     scheduler_class, changes = SCHEDULERS[config.scheduler]
-    scheduler = scheduler_class.from_config(backbone.scheduler.config, **changes)
+    own: Any = backbone.scheduler
+    scheduler = scheduler_class.from_config(own.config, **changes)
     scheduler.set_timesteps(config.steps, device=backbone.unet.device)
     return scheduler
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 
 from .attention import SpaceTimeAttnProcessor
 
@@ -55,7 +55,7 @@ def install_space_time_attention(unet: UNet2DConditionModel) -> Callable[[], Non
     return restore
 
 
-def _walk(unet: UNet2DConditionModel) -> Iterator[tuple[str, str, int]]:
+def _walk(unet: Any) -> Iterator[tuple[str, str, int]]:
     """(name, path, downsampling) of each layer, following the U-Net's forward pass block by block."""
     downsampling = 1
     number = 1  # the original numbering counts the first convolution as IN00 and every down-sampler as a block

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from recordings import CASES, FOLDER, Recording, read_recording
+
 from neti.models.backbone import Backbone
 from neti.models.concept import Concept
 from neti.models.methods import NeTI
 from neti.models.reference_checkpoint import load_reference_concept
-from recordings import CASES, FOLDER, Recording, read_recording
 
 
 @pytest.fixture(scope="session", params=CASES)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from recordings import Recording
+
 from neti.models.methods import NeTI
 from neti.models.positional_encoding import TimeLayerEncoding
-from recordings import Recording
 
 
 def test_encoding(recording: Recording, method: NeTI) -> None:

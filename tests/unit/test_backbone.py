@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
+
 from neti.models.backbone import Backbone
 from neti.models.pretrained import model_folder
 from neti.models.unet_layers import cross_attention_layers
@@ -27,8 +29,9 @@ def test_a_folder_loads_as_it_was_saved(tiny_backbone: Backbone, tiny_backbone_f
         before, after = getattr(tiny_backbone, part).state_dict(), getattr(loaded, part).state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
-    assert loaded.scheduler.config["clip_sample"] is False
-    assert loaded.scheduler.config["beta_schedule"] == "scaled_linear"
+    scheduler: Any = loaded.scheduler
+    assert scheduler.config["clip_sample"] is False
+    assert scheduler.config["beta_schedule"] == "scaled_linear"
 
 
 def test_every_part_is_frozen_and_in_eval_mode(tiny_backbone_folder: Path) -> None:
@@ -99,10 +102,9 @@ def test_damaged_weights_name_the_part(folder_copy: Path, file: str, damage: str
 
 def test_weights_of_another_text_encoder_are_refused(folder_copy: Path) -> None:
     """transformers alone would fill what is missing with random numbers and only warn."""
-    shutil.copy(
-        folder_copy / "vae" / "diffusion_pytorch_model.safetensors", folder_copy / "text_encoder" / "model.safetensors"
-    )
-    with pytest.raises(UserError, match="cannot load its text_encoder .*weights are missing"):
+    foreign = folder_copy / "vae" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(foreign, folder_copy / "text_encoder" / "model.safetensors")
+    with pytest.raises(UserError, match=r"cannot load its text_encoder .*weights are missing"):
         Backbone.from_pretrained(str(folder_copy))
 
 
@@ -128,7 +130,7 @@ def test_bundled_names_resolve_inside_the_package() -> None:
 
 def test_super_category_of_one_token(tiny_backbone: Backbone) -> None:
     embedding = tiny_backbone.word_embedding("teddy")
-    table = tiny_backbone.text_encoder.get_input_embeddings().weight
+    table = tiny_backbone.text_encoder.embeddings.token_embedding.weight
     assert torch.equal(embedding, table[710])
     embedding.zero_()
     assert table[710].norm() > 0, "the table is not handed out"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from neti.models.backbone import Backbone
 from neti.models.conditioning import ConceptVectors, SpaceTimeConditioning, condition, plain_condition, tokenize
-from torch import Tensor
+from neti.models.text_encoder import final_norm
 
 L = 16
 PROMPT = "a photo of a <toy> in the style of Monet"
@@ -20,11 +23,16 @@ def vectors(layers: int, batch: int, width: int = 32, seed: int = 0, bypass: boo
     return ConceptVectors(words, directions if bypass else None)
 
 
+def bypass_of(concept: ConceptVectors) -> Tensor:
+    assert concept.bypass is not None
+    return concept.bypass
+
+
 @torch.no_grad()
 def stock_states(backbone: Backbone, prompt: str, words: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What stock CLIP gives, (before, after) its final LayerNorm, with each word [D] as a new row of its table."""
     tokens = tokenize(backbone.tokenizer, [prompt], list(words))
-    encoder = copy.deepcopy(backbone.text_encoder)
+    encoder: Any = copy.deepcopy(backbone.text_encoder)
     size = encoder.get_input_embeddings().num_embeddings
     encoder.resize_token_embeddings(size + len(words), mean_resizing=False)
     ids = tokens.ids.clone()
@@ -46,8 +54,8 @@ def test_all_layers_at_once_equal_one_stock_call_each(tiny_backbone: Backbone, c
         for b in range(3):
             states, encoding = stock_states(tiny_backbone, PROMPT, {"<toy>": concept.words[layer, b]})
             torch.testing.assert_close(both.keys[layer, b], encoding, rtol=1e-4, atol=1e-5)
-            h, v = states[slot][0], concept.bypass[layer, b]  # type: ignore[index]
-            shifted = tiny_backbone.text_encoder.final_layer_norm(h + 0.2 * h.norm() * v / v.norm())
+            h, v = states[slot][0], bypass_of(concept)[layer, b]
+            shifted = final_norm(tiny_backbone.text_encoder, h + 0.2 * h.norm() * v / v.norm())
             torch.testing.assert_close(both.values[layer, b, slot][0], shifted, rtol=1e-4, atol=1e-5)
             assert torch.equal(both.values[layer, b, ~slot], both.keys[layer, b, ~slot])
 
@@ -71,7 +79,7 @@ def test_prompts_of_one_batch_keep_to_themselves(tiny_backbone: Backbone) -> Non
     tokens = tokenize(tiny_backbone.tokenizer, prompts, list(concepts))
     together = condition(tiny_backbone.text_encoder, tokens, concepts, L)
     for b, prompt in enumerate(prompts):
-        own = {name: ConceptVectors(c.words[:, b : b + 1], c.bypass[:, b : b + 1]) for name, c in concepts.items()}  # type: ignore[index]
+        own = {name: ConceptVectors(c.words[:, b : b + 1], bypass_of(c)[:, b : b + 1]) for name, c in concepts.items()}
         alone = condition(tiny_backbone.text_encoder, tokenize(tiny_backbone.tokenizer, [prompt], list(own)), own, L)
         torch.testing.assert_close(together.keys[:, b], alone.keys[:, 0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(together.values[:, b], alone.values[:, 0], rtol=1e-4, atol=1e-5)
@@ -82,7 +90,7 @@ def test_the_encoder_runs_only_as_many_rows_as_differ(
     tiny_backbone: Backbone, layers: int, batch: int, rows: int
 ) -> None:
     seen: list[int] = []
-    encoder = tiny_backbone.text_encoder
+    encoder: Any = tiny_backbone.text_encoder
     encoder.encoder.layers[0].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     tokens = tokenize(tiny_backbone.tokenizer, [PROMPT], ["<toy>"])
     both = condition(encoder, tokens, {"<toy>": vectors(layers, batch)}, L)
@@ -123,13 +131,13 @@ def test_a_zero_bypass_shifts_nothing_and_has_finite_gradients(tiny_backbone: Ba
 def test_only_the_direction_of_the_bypass_counts(tiny_backbone: Backbone) -> None:
     tokens = tokenize(tiny_backbone.tokenizer, [PROMPT], ["<toy>"])
     concept = vectors(L, 1)
-    scaled = ConceptVectors(concept.words, concept.bypass * 7)  # type: ignore[operator]
+    scaled = ConceptVectors(concept.words, bypass_of(concept) * 7)
     one, other = (condition(tiny_backbone.text_encoder, tokens, {"<toy>": v}, L).values for v in (concept, scaled))
     torch.testing.assert_close(one, other)
 
 
 def test_the_embedding_table_is_only_read(tiny_backbone: Backbone) -> None:
-    table = tiny_backbone.text_encoder.get_input_embeddings().weight
+    table = tiny_backbone.text_encoder.embeddings.token_embedding.weight
     before = table.clone()
     tokens = tokenize(tiny_backbone.tokenizer, [PROMPT], ["<toy>"])
     concept = vectors(L, 1)
@@ -142,7 +150,8 @@ def test_the_embedding_table_is_only_read(tiny_backbone: Backbone) -> None:
 def test_conditioning_has_the_text_encoders_dtype(tiny_backbone: Backbone) -> None:
     tokens = tokenize(tiny_backbone.tokenizer, [PROMPT], ["<toy>"])
     full = condition(tiny_backbone.text_encoder, tokens, {"<toy>": vectors(L, 1)}, L).packed()
-    half = condition(tiny_backbone.text_encoder.to(torch.bfloat16), tokens, {"<toy>": vectors(L, 1)}, L).packed()
+    tiny_backbone.to("cpu", torch.bfloat16)
+    half = condition(tiny_backbone.text_encoder, tokens, {"<toy>": vectors(L, 1)}, L).packed()
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), full, rtol=0.1, atol=0.1)
 

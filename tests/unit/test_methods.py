@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from neti.models.methods import METHODS, Method, NeTI, NeTIConfig
 from neti.models.neti_mapper import NormRule
 from neti.models.positional_encoding import TimeLayerEncoding

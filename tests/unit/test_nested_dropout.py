@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from neti.models.nested_dropout import draw_kept, truncate
 
 

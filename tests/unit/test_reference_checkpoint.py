@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from neti.models.concept import Concept
 from neti.models.reference_checkpoint import convert, load_reference_concept, read_pickle
 from neti.utils.errors import UserError

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers import DPMSolverMultistepScheduler
+from torch import Tensor
+
 from neti.models.backbone import Backbone
 from neti.models.methods import NeTI, NeTIConfig
 from neti.models.sampling import (
@@ -21,7 +24,6 @@ from neti.models.sampling import (
     prepare_conditioning,
 )
 from neti.utils.errors import UserError
-from torch import Tensor
 
 CONFIG = SamplingConfig(steps=3)
 PROMPT = "a photo of a <toy>"
@@ -47,12 +49,13 @@ def test_without_a_concept_it_is_the_stock_pipeline(
     config = SamplingConfig(steps=5, guidance_scale=4.0)
     conditioning = prepare_conditioning(backbone, "a photo of a teddy", {}, config, negative_prompt="a painting")
     latents = initial_latents(backbone, [3, 4], config)
-    pipeline = StableDiffusionPipeline(
+    own: Any = backbone.scheduler
+    pipeline: Any = StableDiffusionPipeline(
         vae=backbone.vae,
         text_encoder=backbone.text_encoder,
         tokenizer=backbone.tokenizer,
         unet=backbone.unet,
-        scheduler=DPMSolverMultistepScheduler.from_config(backbone.scheduler.config),
+        scheduler=DPMSolverMultistepScheduler.from_config(own.config),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -69,7 +72,7 @@ def test_without_a_concept_it_is_the_stock_pipeline(
     ours = denoise(backbone, conditioning, latents, config)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     stock_image = pipeline.image_processor.postprocess(
-        backbone.vae.decode(expected[:1] / backbone.vae.config.scaling_factor).sample
+        backbone.vae.decode(expected[:1] / backbone.vae.config["scaling_factor"]).sample
     )[0]
     difference = np.asarray(decode(backbone, ours[:1])[0]).astype(int) - np.asarray(stock_image).astype(int)
     assert abs(difference).max() <= 1
@@ -202,6 +205,6 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None
 
 
 @pytest.mark.parametrize("size", [{"height": 60}, {"width": -64}])
-def test_an_image_size_the_vae_cannot_make_is_refused(tiny_backbone: Backbone, size: dict[str, int]) -> None:
+def test_an_image_size_the_vae_cannot_make_is_refused(tiny_backbone: Backbone, size: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="multiples of 8"):
         initial_latents(tiny_backbone, [1], SamplingConfig(**size))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 
 import pytest
+from transformers import PreTrainedTokenizerBase
+
 from neti.models.backbone import Backbone
 from neti.models.conditioning import tokenize
 from neti.models.tokens import check_placeholder
 from neti.utils.errors import UserError
-from transformers import PreTrainedTokenizerBase
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
+from torch import Tensor
+
 from neti.models.attention import SpaceTimeAttnProcessor
 from neti.models.backbone import Backbone
 from neti.models.conditioning import SpaceTimeConditioning
 from neti.models.unet_layers import cross_attention_layers, install_space_time_attention
-from torch import Tensor
 
 SD1_NAMES = [
     *("IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "MID"),
