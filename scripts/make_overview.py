@@ -1,4 +1,4 @@
-"""One picture of a whole inference folder: prompts across, truncations down, one seed, with the concept's photos on top.
+"""One picture of an inference folder: prompts across, truncations down, one seed, the concept's photos on top.
 
     python scripts/make_overview.py outputs/demo/inference --photos input_configs/concepts/police_car [--seed 0]
 """

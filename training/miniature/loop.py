@@ -52,11 +52,11 @@ class EMA:
     @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in self.module.state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
-            else:
-                self.average[name].copy_(value)
+        values = self.module.state_dict()
+        floating = [name for name, value in values.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.average[n] for n in floating], [values[n] for n in floating], 1 - decay)
+        for name in values.keys() - set(floating):
+            self.average[name].copy_(values[name])
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return self.average

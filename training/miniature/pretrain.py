@@ -90,7 +90,12 @@ def pretrain(config: MiniatureConfig) -> bool:
     moments = vae.encode_all(autoencoder, images, folder / "moments.pt", config.device)
     scaling = vae.scaling_factor(moments)
     autoencoder.register_to_config(scaling_factor=scaling)
-    trained = unet.train(config.unet, moments, scaling, text, words, told, part("unet"), config.device)
+    drawn = [k for k, s in enumerate(train_scenes) if s.look.category in (config.unet.categories or world.categories)]
+
+    def told_of_drawn(chosen: np.ndarray, step: int) -> list[str]:
+        return told(np.asarray(drawn)[chosen], step)
+
+    trained = unet.train(config.unet, moments[drawn], scaling, text, words, told_of_drawn, part("unet"), config.device)
     if trained is None:
         return False
     autoencoder = vae.refine_decoder(autoencoder, config.vae, images, part("vae_decoder"), config.device)

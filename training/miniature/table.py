@@ -119,8 +119,8 @@ def concept_rows(measured: Mapping[str, Any]) -> list[Row]:
         worst = min(shares["neti"], key=shares["neti"].__getitem__)
         value, met = _percent(learned), mean(np.array(learned)) >= bar
         note = (
-            f"{len(learned)} of {everyone} concepts learned; {sum(share >= bar for share in learned)} of them reach the "
-            f"bar alone, the worst is {worst} ({100 * shares['neti'][worst]:.0f}%)"
+            f"{len(learned)} of {everyone} concepts learned; {sum(share >= bar for share in learned)} reach the bar by "
+            f"themselves, the worst is {worst} ({100 * shares['neti'][worst]:.0f}%)"
         )
     else:
         value, met, note = "not measured", None, "no concept was learned"

@@ -63,7 +63,7 @@ def train(config: VAEConfig, images: np.ndarray, part: loop.Slice, device: str =
 def refine_decoder(
     vae: AutoencoderKL, config: VAEConfig, images: np.ndarray, part: loop.Slice, device: str = "cpu"
 ) -> AutoencoderKL | None:
-    """Train the decoder alone for ``decoder_steps`` more: the latents, and whoever learned on them, stay as they are."""
+    """Train the decoder alone for ``decoder_steps`` more: latents, and whoever learned on them, stay as they are."""
     vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert vae.post_quant_conv is not None
     parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
@@ -80,7 +80,7 @@ def _optimise(
     images: np.ndarray,
     part: loop.Slice,
 ) -> AutoencoderKL | None:
-    """AdamW on ``parameters``; loss: MSE + L1 + gradient L1 + KL. The averaged model, None when the slice ended first."""
+    """AdamW on ``parameters``; loss: MSE + L1 + gradient L1 + KL. The averaged model, None when the slice ended."""
     device = vae.device
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=1e-4)
     average = loop.EMA(vae, 0.999)

@@ -42,7 +42,7 @@ class World:
         return cls(str(objects.find_font(font)), {**objects.OBJECTS, **extra})
 
     def scene(self, seed: int, index: int, held_out: bool = False) -> Scene:
-        """The scene of (seed, index): with ``held_out`` a combination that training never sees, else one of the others."""
+        """The scene of (seed, index): with ``held_out`` a combination training never sees, else one of the others."""
         for attempt in range(1000):
             scene = self._draw(np.random.default_rng((seed, index, attempt)))
             if is_held_out(scene) == held_out:
