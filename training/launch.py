@@ -68,9 +68,10 @@ def _launch(config: RunConfig, accelerator: Accelerator) -> int:
     if accelerator.is_main_process:
         print(describe(config, setup, plan, estimate(config, setup, plan)), flush=True)
     if state is not None:
+        source = run.state(state.step) if config.resume == "latest" else config.resume
         tell(
-            f"resumed: concept, optimizer, learning-rate schedule and step {state.step} (sample "
-            f"{state.step * plan.samples_per_step}), all randomness following from seed {state.seed}"
+            f"resumed from {source}: concept, optimizer, learning-rate schedule and step {state.step} (sample "
+            f"{state.step * plan.samples_per_step}); all randomness follows from seed {state.seed}"
         )
     elif config.resume is not None:
         tell(f"resumed: nothing, {run.path} holds no training state yet; starting at step {plan.first_step}")
@@ -78,6 +79,7 @@ def _launch(config: RunConfig, accelerator: Accelerator) -> int:
         tell("dry run: all checks passed, nothing was written")
         return 0
 
+    trainer = Trainer(lasting, setup, plan, accelerator, run, facts, state)
     accelerator.wait_for_everyone()  # every process has looked at the run folder before one writes into it
     if accelerator.is_main_process:
         if config.overwrite:
@@ -85,7 +87,6 @@ def _launch(config: RunConfig, accelerator: Accelerator) -> int:
         run.remove_leftovers()
         write_json({"run_folder": str(run.path), **dataclasses.asdict(plan)}, run.derived)
         save_yaml(lasting, run.config)
-    trainer = Trainer(lasting, setup, plan, accelerator, run, facts, state)
     signal_number = trainer.train()
     if signal_number is None:
         tell(f"done: {run.concept(config.optim.max_train_steps)}")

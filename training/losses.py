@@ -32,7 +32,7 @@ class Losses:
 
     def add(self, step: int, losses: list[Tensor], learning_rate: float) -> None:
         """Keep the scalar losses of this process's micro-batches of step `step`."""
-        self._unread.append((step, torch.stack(losses).detach().mean(), learning_rate))
+        self._unread.append((step, torch.stack(losses).mean(), learning_rate))
 
     def read(self) -> list[StepLoss]:
         """The steps since the last reading, averaged over processes; waits for the device.

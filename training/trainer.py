@@ -107,7 +107,7 @@ class Trainer:
             with self.accelerator.accumulate(self.objective):  # gradients are exchanged on the last micro-step only
                 loss = self.objective(self.batches.get(self.step, micro_step))
                 self.accelerator.backward(loss)  # divides by the number of micro-steps
-            losses.append(loss)
+            losses.append(loss.detach())
         learning_rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:  # by fp16's gradient scaler

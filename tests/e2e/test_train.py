@@ -292,7 +292,7 @@ def test_dry_run_writes_nothing_and_reads_no_unet_weights(
         ({"data__super_category_token": "teddytoy"}, "one is needed"),
         ({"data__resolution": 60}, r"data\.resolution = 60 must be a multiple of 8"),
         ({"eval__validation_truncations": "[129]"}, r"0\.\.128"),
-        ({"model__method": "magic"}, "write one of: neti"),
+        ({"model__method": "magic"}, "one of: neti"),
         ({"log__report_to": "wandb"}, "pip install wandb"),
         ({"optim__mixed_precision": "fp16"}, "needs a GPU"),
         ({"resume": "nowhere.pt"}, "no training state nowhere.pt"),

@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
+from training_runs import SCRIPT, arguments, assert_same_bits, make_config, start_process, tensors, write_images
+
 from neti.training.config import RunConfig
 from neti.utils.config_io import parse_config
-from training_runs import SCRIPT, arguments, assert_same_bits, make_config, start_process, tensors, write_images
 
 pytestmark = pytest.mark.e2e
 STEPS = 12

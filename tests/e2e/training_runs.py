@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
 from neti.training.config import RunConfig
 from neti.training.launch import launch
 from neti.utils.config_io import parse_config
 from neti.utils.errors import exit_on_user_error
-from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 _FORK_SERVER = multiprocessing.get_context("forkserver")
