@@ -9,6 +9,7 @@ from . import places
 
 Rng = np.random.Generator
 STYLES = ("photo", "monet", "oil", "chagall", "manga", "watercolor", "statue", "icon", "sand", "graffiti")
+HELD_OUT_STYLE = "old print"  # never drawn in training: the style to personalise
 OWN_GROUND = ("icon", "graffiti", "statue", "sand")  # these bring their own background; the caption names no place
 
 
@@ -69,13 +70,27 @@ def _watercolor(image: Image.Image, rng: Rng) -> Image.Image:
     return Image.fromarray((pale * (1 - paper) + np.array([250, 247, 240]) * paper).astype(np.uint8))
 
 
+def _old_print(image: Image.Image, rng: Rng) -> Image.Image:
+    grey = np.asarray(ImageOps.autocontrast(image.convert("L").filter(ImageFilter.GaussianBlur(0.8))), np.float32) / 255
+    y, x = np.mgrid[-1:1:128j, -1:1:128j]
+    faded = np.clip(1 - 0.3 * (x**2 + y**2), 0, 1) * (0.12 + 0.88 * grey)
+    sepia = np.array([72, 34, 12]) * (1 - faded[..., None]) + np.array([250, 218, 152]) * faded[..., None]
+    return Image.fromarray(np.clip(sepia + rng.normal(0, 4, (128, 128, 1)), 0, 255).astype(np.uint8))
+
+
 def repaint(image: Image.Image, style: str, rng: Rng) -> Image.Image:
     """Turn a finished 128 x 128 scene into a painting, drawing or photo."""
     if style == "photo":
         return image
-    return {"monet": _monet, "oil": _oil, "chagall": _chagall, "manga": _manga, "watercolor": _watercolor}[style](
-        image, rng
-    )
+    painters = {
+        "monet": _monet,
+        "oil": _oil,
+        "chagall": _chagall,
+        "manga": _manga,
+        "watercolor": _watercolor,
+        HELD_OUT_STYLE: _old_print,
+    }
+    return painters[style](image, rng)
 
 
 def ground(style: str, rng: Rng) -> Image.Image:

@@ -138,6 +138,14 @@ def concept_scenes(name: str, count: int = 5) -> list[Scene]:
     return scenes
 
 
-def without_attributes(scene: Scene) -> Scene:
-    """The same scene with the object in its natural look."""
-    return replace(scene, look=replace(scene.look, colour=None, pattern=None))
+def style_scenes(world: World) -> list[Scene]:
+    """Pictures in the held-out style: different things in different places, so that only the style is common."""
+    scenes = []
+    for k, (category, place) in enumerate(
+        [("car", "plain"), ("bird", "beach"), ("cup", "table"), ("dog", "jungle"), ("flower", "plain"), ("cat", "snow")]
+    ):
+        name, glyph = next(iter(world.categories[category].items()))
+        base = world.scene(3, k)
+        look = Look(category, name, glyph)
+        scenes.append(replace(base, look=look, place=place, style=styles.HELD_OUT_STYLE, count=1, size=0.7, light=None))
+    return scenes
