@@ -65,7 +65,9 @@ class Backbone:
         """Move (and cast) every part that has weights; returns itself."""
         for part in self._modules():
             if not next(part.parameters()).is_meta:
-                part.to(device=device, dtype=dtype)
+                part.to(device)
+                if dtype is not None:
+                    part.to(dtype)
         return self
 
     def _modules(self) -> tuple[nn.Module, ...]:

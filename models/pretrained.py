@@ -13,6 +13,7 @@ from diffusers.schedulers import DDPMScheduler
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from ..utils.errors import UserError
 
@@ -98,7 +99,13 @@ def _load_part(part: str, path: Path, dtype: torch.dtype, with_weights: bool) ->
 
 
 def _text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
-    loaded: Any = CLIPTextModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # a bar over a second's work is noise in a script's output
+    try:
+        loaded: Any = CLIPTextModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
     model, info = loaded
     if info["missing_keys"]:  # transformers fills them with random numbers and only warns
         raise ValueError(f"weights are missing, such as {min(info['missing_keys'])}")
