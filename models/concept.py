@@ -127,7 +127,10 @@ class Concept:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a complete .safetensors file ({error}); take another copy") from error
         if text is None:
-            raise UserError(f"{path}: a .safetensors file, but not a concept written by this project")
+            raise UserError(
+                f"{path}: a .safetensors file, but not a concept written by this project; a Textual Inversion "
+                "embedding becomes one by `scripts/concept.py convert --base_model`"
+            )
         header = json.loads(text)
         if header.get("format_version") != FORMAT_VERSION:
             raise UserError(

@@ -1,20 +1,19 @@
 """Concepts that users trained with the public NeTI code: `mapper-steps-N.pt` with `learned_embeds-steps-N.bin`.
 
-Both are pickles, and a pickle can run any code when it is read. Here they are read by PyTorch's restricted unpickler,
-which builds tensors and plain containers only, plus the two encoder classes below, as empty shells that hold data.
+Both are pickles. The restricted unpickler builds tensors and plain containers, and of classes only the two encoders
+below, as empty shells that hold data.
 """
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from ..utils.errors import UserError
+from . import restricted_pickle
 from .concept import Concept
 from .methods import NeTI, NeTIConfig
 from .neti_mapper import NormRule
@@ -56,24 +55,9 @@ def load_reference_concept(mapper_path: str | Path, embeds_path: str | Path) -> 
 
 
 def read_pickle(path: str | Path) -> Any:
-    """A file written by `torch.save`, through the restricted unpickler; UserError if it asks for anything more."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    shells: list[Any] = [(_PickledEncoder, name) for name in ENCODER_CLASSES]
-    with safe_globals(shells):
-        try:
-            unsafe = get_unsafe_globals_in_checkpoint(str(path))
-            if not unsafe:
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AssertionError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path}: refused or unreadable as a checkpoint of the public NeTI code ({reason})"
-            ) from error
-    raise UserError(
-        f"{path}: refused, nothing was executed: the pickle asks for {', '.join(sorted(unsafe))}, which a checkpoint "
-        "of the public NeTI code never needs; do not open this file elsewhere"
-    )
+    """A file of the public code, through the restricted unpickler; UserError if it asks for anything more."""
+    shells = [(_PickledEncoder, name) for name in ENCODER_CLASSES]
+    return restricted_pickle.read_pickle(path, "a checkpoint of the public NeTI code", shells)
 
 
 def convert(checkpoint: dict[str, Any], placeholder: str, embedding: Tensor) -> Concept:

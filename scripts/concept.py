@@ -1,8 +1,10 @@
-"""Look into concept files and convert them.
+"""Look into concept files, convert other tools' files to them, and write Textual Inversion embeddings for other tools.
 
 python scripts/concept.py info concept-steps-1000.safetensors
 python scripts/concept.py convert mapper-steps-1000.pt learned_embeds-steps-1000.bin concept-steps-1000.safetensors
 python scripts/concept.py convert --dtype fp16 concept-steps-1000.safetensors small.safetensors
+python scripts/concept.py convert --base_model CompVis/stable-diffusion-v1-4 learned_embeds.bin toy.safetensors
+python scripts/concept.py export concept-steps-1000.safetensors learned_embeds.safetensors
 """
 
 from __future__ import annotations
@@ -11,15 +13,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 try:
     import yaml
 
-    from neti.models.concept_files import ConceptFiles, explicit_files
+    from neti.models.concept_files import explicit_files
     from neti.utils.errors import UserError, exit_on_user_error
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
+
+if TYPE_CHECKING:
+    from neti.models.concept import Concept
 
 
 @exit_on_user_error
@@ -29,16 +35,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="print a concept file's metadata; its tensors are not read")
     info.add_argument("file", type=Path)
-    convert = commands.add_parser("convert", help="write a concept, ours or the public code's, in our format")
-    convert.add_argument("source", type=Path, help="a concept of this project, or mapper-steps-N.pt of the public code")
+    convert = commands.add_parser("convert", help="write a concept, ours or another tool's, in our format")
+    convert.add_argument(
+        "source", type=Path, help="our concept, mapper-steps-N.pt of the public code, or a Textual Inversion embedding"
+    )
     convert.add_argument("embeds", type=Path, nargs="?", help="learned_embeds-steps-N.bin, with a mapper-steps-N.pt")
     convert.add_argument("output", type=Path, help="the .safetensors file to write; must not exist")
     convert.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="fp16 halves the file")
+    convert.add_argument("--base_model", help="the model an embedding was trained on, which its file does not say")
+    convert.add_argument("--placeholder", help="the word the embedding shall answer to, instead of its own")
+    export = commands.add_parser("export", help="write a Textual Inversion concept as an embedding for other tools")
+    export.add_argument("concept", type=Path)
+    export.add_argument("output", type=Path, help=".safetensors or .bin: diffusers and web UIs; .pt: web UIs")
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         print_info(arguments.file)
+    elif arguments.command == "export":
+        write_embedding(arguments.concept, arguments.output)
     else:
-        write_converted(explicit_files(arguments.source, arguments.embeds), arguments.output, arguments.dtype)
+        write_converted(arguments)
 
 
 def print_info(path: Path) -> None:
@@ -50,17 +65,51 @@ def print_info(path: Path) -> None:
     print(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True), end="")
 
 
-def write_converted(files: ConceptFiles, output: Path, dtype: str) -> None:
-    """Write the concept of `files` to `output`, which must not exist yet."""
+def write_converted(arguments: argparse.Namespace) -> None:
+    """Write the concept in `arguments.source` to `arguments.output`, which must not exist yet."""
     import torch
 
+    output: Path = arguments.output
     if output.suffix != ".safetensors":
         raise UserError(f"output {output} must end in .safetensors, as every concept file of this project does")
+    refuse_existing(output)
+    concept = load_source(arguments.source, arguments.embeds, arguments.base_model, arguments.placeholder)
+    concept.save(output, torch.float16 if arguments.dtype == "fp16" else torch.float32)
+    print(f"{output}: concept {concept.placeholder}, {output.stat().st_size / 2**20:.2f} MiB")
+
+
+def load_source(source: Path, embeds: Path | None, base_model: str | None, placeholder: str | None) -> Concept:
+    """The concept in a file of ours, in the public code's pair, or (with `base_model`) in an embedding file."""
+    if base_model is None and placeholder is None and (embeds is not None or source.suffix == ".safetensors"):
+        return explicit_files(source, embeds).load()
+    if base_model is None:
+        raise UserError(
+            f"{source}: is it mapper-steps-N.pt of the public code? Give its learned_embeds-steps-N.bin too. Is it a "
+            "Textual Inversion embedding? Name the model it was trained on with --base_model"
+        )
+    if embeds is not None:
+        raise UserError(f"--base_model is for an embedding, which is one file; {source} and {embeds} are two")
+    from neti.models.backbone import Backbone
+    from neti.models.embedding_files import load_embedding
+
+    return load_embedding(source, Backbone.from_pretrained(base_model, components=()), placeholder)
+
+
+def write_embedding(source: Path, output: Path) -> None:
+    """Write the Textual Inversion concept `source` to `output`, in the format that the ending of `output` names."""
+    from neti.models.concept import Concept
+    from neti.models.embedding_files import save_embedding
+
+    refuse_existing(output)
+    concept = Concept.load(source)
+    save_embedding(concept, output)
+    print(f"{output}: embedding {concept.placeholder} of {concept.method.text_width} numbers")
+
+
+def refuse_existing(output: Path) -> None:
+    """UserError if something is at `output` already."""
     if output.exists():
         raise UserError(f"output {output} exists and is left as it is: choose another name, or remove it first")
-    concept = files.load()
-    concept.save(output, torch.float16 if dtype == "fp16" else torch.float32)
-    print(f"{output}: concept {concept.placeholder}, {output.stat().st_size / 2**20:.2f} MiB")
 
 
 if __name__ == "__main__":

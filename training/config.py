@@ -8,7 +8,7 @@ The comment above a field is its documentation and what `--help` prints.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Optional
 
@@ -21,12 +21,14 @@ from .options import (
     ConceptDtype,
     LearnableProperty,
     LRSchedule,
+    MethodName,
     MixedPrecision,
     NormRule,
     SuperCategoryRule,
     Tracker,
 )
 
+COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method")  # rest: neti's
 DEVICE_PATTERN = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -143,10 +145,33 @@ class ModelConfig(Config):
     revision: Optional[str] = None
     # Start from this concept (.safetensors, or mapper-steps-N.pt of the public code) and go on counting from its step
     mapper_checkpoint_path: Optional[Path] = None
-    # Which personalisation method is trained
-    method: str = "neti"
+    # neti, textual_inversion (one vector) or xti (one vector per cross-attention layer)
+    method: MethodName = MethodName.neti
     # joint: the public code's rescaling; base: the paper's, of the word half alone
     norm_rule: NormRule = NormRule.joint
+    # Length of the textual bypass, as a fraction of the norm of the state it is added to
+    bypass_alpha: float = setting(0.2, at_least=0)
+    # Hidden units of the mapper, which are also the units a concept can be truncated to
+    mapper_hidden_dim: int = setting(128, at_least=1)
+    # Let the concept depend on the timestep; false is the ablation "space only"
+    use_time: bool = True
+    # Let the concept depend on the U-Net's layer; false is the ablation "time only"
+    use_layer: bool = True
+
+    def problems(self) -> list[str]:
+        lines = []
+        if not (self.use_time or self.use_layer):
+            lines.append("model.use_time and model.use_layer are both false; write model.method: textual_inversion")
+        if self.method != MethodName.neti:
+            defaults = ModelConfig()
+            names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
+            changed = [f"model.{name}" for name in names if getattr(self, name) != getattr(defaults, name)]
+            if changed:
+                lines.append(
+                    f"model.method = {self.method} has no {', '.join(changed)}; leave out what belongs to neti, or "
+                    "write model.method: neti"
+                )
+        return lines
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,14 @@ from __future__ import annotations
 from ..utils.choices import Choice
 
 
+class MethodName(Choice):
+    """The personalisation methods: a mapper of timestep and layer, one vector, or one vector per layer."""
+
+    neti = "neti"
+    textual_inversion = "textual_inversion"
+    xti = "xti"
+
+
 class Tracker(Choice):
     """Who is told the metrics, beside `metrics.jsonl`, which is always written; `all` is every tracker installed."""
 

@@ -59,14 +59,19 @@ def set_up(
     first_step = 0
     if config.model.mapper_checkpoint_path is not None:
         concept = _load_concept(config.model.mapper_checkpoint_path, backbone)
-        method, first_step = concept.method, int(concept.metadata["step"])
+        method, first_step = concept.method, int(concept.metadata.get("step", 0))
+        if method.name != config.model.method:
+            raise UserError(
+                f"model.method = {config.model.method}, but the concept in model.mapper_checkpoint_path is of method "
+                f"{method.name}; write model.method: {method.name}"
+            )
         if first_step >= config.optim.max_train_steps:
             raise UserError(
                 f"optim.max_train_steps = {config.optim.max_train_steps}, but the concept in "
                 f"model.mapper_checkpoint_path is already at step {first_step}; ask for more steps"
             )
     else:
-        method = METHODS[_known_method(config.model)].create(
+        method = METHODS[config.model.method].create(
             _method_config(config.model),
             num_layers=backbone.num_layers,
             initial_embedding=embedding.cpu(),
@@ -88,27 +93,25 @@ def _check_resolution(config: RunConfig, backbone: Backbone) -> None:
         )
 
 
-def _known_method(model: ModelConfig) -> str:
-    if model.method not in METHODS:
-        raise UserError(f"model.method = {model.method!r} is unknown; write one of: {', '.join(METHODS)}")
-    return model.method
-
-
 def _method_config(model: ModelConfig) -> Any:
     """The method's own config, from those of the model settings that it has."""
     settings = {
+        "hidden_dim": model.mapper_hidden_dim,
         "use_positional_encoding": model.use_positional_encoding,
         "sigma_t": model.pe_sigmas.sigma_t,
         "sigma_l": model.pe_sigmas.sigma_l,
         "num_time_anchors": model.num_pe_time_anchors,
         "output_bypass": model.output_bypass,
+        "bypass_alpha": model.bypass_alpha,
         "use_nested_dropout": model.use_nested_dropout,
         "nested_dropout_prob": model.nested_dropout_prob,
         "normalize_output": model.normalize_mapper_output,
         "norm_rule": model.norm_rule.value,
         "target_norm": model.target_norm,
+        "use_time": model.use_time,
+        "use_layer": model.use_layer,
     }
-    config_class = METHODS[_known_method(model)].config_class
+    config_class = METHODS[model.method].config_class
     return config_class(**{f.name: settings[f.name] for f in fields(config_class) if f.name in settings})
 
 

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from .base import Method
 from .neti import NeTI, NeTIConfig
+from .textual_inversion import TextualInversion, TextualInversionConfig
+from .xti import XTI, XTIConfig
 
-METHODS: dict[str, type[Method]] = {"neti": NeTI}
+METHODS: dict[str, type[Method]] = {
+    "neti": NeTI,
+    "textual_inversion": TextualInversion,
+    "xti": XTI,
+}
 
-__all__ = ["METHODS", "Method", "NeTI", "NeTIConfig"]
+__all__ = [
+    "METHODS",
+    "XTI",
+    "Method",
+    "NeTI",
+    "NeTIConfig",
+    "TextualInversion",
+    "TextualInversionConfig",
+    "XTIConfig",
+]

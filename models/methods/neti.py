@@ -21,6 +21,7 @@ class NeTIConfig:
     """The mapper's settings; the defaults are the public code's.
 
     target_norm: norm of the output; None takes that of the initial embedding (see `Method.create`).
+    use_time, use_layer: False holds t (or l) at 0, the paper's ablations "space only" and "time only".
     """
 
     hidden_dim: int = 128
@@ -35,6 +36,8 @@ class NeTIConfig:
     normalize_output: bool = True
     norm_rule: NormRule = NormRule.joint
     target_norm: float | None = None
+    use_time: bool = True
+    use_layer: bool = True
 
     def __post_init__(self) -> None:
         if self.norm_rule not in list(NormRule):
@@ -47,6 +50,8 @@ class NeTIConfig:
         ]:
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"{name} {getattr(self, name)!r}: must lie in {low}..{high}")
+        if not (self.use_time or self.use_layer):
+            raise UserError("use_time and use_layer are both false: the concept would depend on nothing")
 
 
 class NeTI(Method):
@@ -88,16 +93,16 @@ class NeTI(Method):
     ) -> ConceptVectors:
         """M(t, l) of every layer at every timestep, in one call; see `Method.vectors`.
 
+        Without use_layer the vectors are [1, B, D], without use_time [L, 1, D].
         Nested dropout acts in train mode only, and not where a truncation is asked for.
         """
         self.check_truncation(truncation)
         device = next(self.parameters()).device
+        origin = torch.zeros(1, 1, dtype=torch.long, device=device)
+        t = timesteps.to(device)[None, :] if self.config.use_time else origin
+        l = torch.arange(self.num_layers, device=device)[:, None] if self.config.use_layer else origin  # noqa: E741
         kept: int | Tensor | None = truncation
         if truncation is None and self.training and self.config.use_nested_dropout:
-            kept = draw_kept(
-                self.num_layers, len(timesteps), self.truncation_width, self.config.nested_dropout_prob, generator
-            )
-        t = timesteps.to(device)[None, :]
-        l = torch.arange(self.num_layers, device=device)[:, None]  # noqa: E741  (the paper's symbol)
+            kept = draw_kept(l.shape[0], t.shape[1], self.truncation_width, self.config.nested_dropout_prob, generator)
         v_base, v_pass = self.mapper(t, l, kept)
         return ConceptVectors(words=v_base, bypass=v_pass, bypass_alpha=self.config.bypass_alpha)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from neti.models.concept import Concept
+from neti.models.methods import TextualInversion, TextualInversionConfig
 from neti.models.reference_checkpoint import load_reference_concept
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "concept.py"
@@ -57,6 +59,20 @@ def test_info_prints_the_metadata(command: Command, tmp_path: Path, capsys: pyte
         assert words in told, told
 
 
+def test_an_embedding_goes_out_and_comes_back(command: Command, tmp_path: Path, tiny_backbone_folder: Path) -> None:
+    vector = torch.arange(32.0)
+    method = TextualInversion.create(TextualInversionConfig(), num_layers=16, initial_embedding=vector)
+    concept, embedding, back = (tmp_path / name for name in ("a.safetensors", "learned_embeds.bin", "b.safetensors"))
+    Concept(method, "<toy>", "teddy", {"base_model": "tiny"}).save(concept)
+    assert command("export", concept, embedding) == 0
+    assert command("convert", "--base_model", tiny_backbone_folder, "--placeholder", "<cat>", embedding, back) == 0
+    converted = Concept.load(back)
+    assert (converted.placeholder, converted.metadata["base_model"]) == ("<cat>", str(tiny_backbone_folder))
+    assert torch.equal(converted.method.vectors(torch.tensor([0])).words[0, 0], vector)
+    assert command("export", back, embedding) == 2, "an old file is never overwritten"
+    assert list(torch.load(embedding, weights_only=True)) == ["<toy>"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -66,6 +82,11 @@ def test_info_prints_the_metadata(command: Command, tmp_path: Path, capsys: pyte
         (["convert", *map(str, PAIR), "out.bin"], ".safetensors"),
         (["convert", *map(str, PAIR), "there.safetensors"], "exists"),
         (["convert", str(PAIR[1]), str(PAIR[0]), "out.safetensors"], "mapper checkpoint"),
+        (["convert", str(PAIR[1]), "out.safetensors"], "--base_model"),
+        (["convert", str(PAIR[1]), "out.safetensors", "--placeholder", "<x>"], "--base_model"),
+        (["convert", *map(str, PAIR), "out.safetensors", "--base_model", "miniature"], "are two"),
+        (["convert", str(PAIR[1]), "out.safetensors", "--base_model", "gone/there/no"], "gone/there/no"),
+        (["export", str(PAIR[0]), "out.bin"], "mapper-steps-7.pt"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

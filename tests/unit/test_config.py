@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neti.training.config import DataConfig, EvalConfig, LogConfig, PESigmas, RunConfig
-from neti.training.options import LRSchedule, MixedPrecision, Tracker
+
+from neti.training.config import DataConfig, EvalConfig, LogConfig, ModelConfig, PESigmas, RunConfig
+from neti.training.options import LRSchedule, MethodName, MixedPrecision, NormRule, Tracker
 from neti.utils.config_io import parse_config, save_yaml, to_plain_dict
 from neti.utils.errors import UserError
 from neti.utils.images import SquareMode
@@ -369,6 +370,44 @@ def test_all_mistakes_are_told_at_once() -> None:
     )
     crossed = problems(*REQUIRED, "--resume", "latest", "--overwrite", "--optim.device", "gpu", "--log.exp_name", " ")
     assert len(crossed) == 3
+
+
+def test_a_wrong_method_is_told_by_the_parser() -> None:
+    told = "must be one of: neti, textual_inversion, xti"
+    assert problem("--model.method", "TI") == f"model.method = 'TI' (command line): {told}"
+
+
+@pytest.mark.parametrize("method", [name for name in MethodName if name != "neti"])
+def test_settings_of_neti_are_not_ignored_by_other_methods(method: MethodName) -> None:
+    argv = [*REQUIRED, "--model.method", method.value]
+    assert parse_config(RunConfig, [*argv, "--model.revision", "main"]).model.method is method
+    assert parse_config(RunConfig, [*argv, "--model.use_time", "true"]).model.use_time, "a default changes nothing"
+    changes = {
+        "use_nested_dropout": False,
+        "nested_dropout_prob": 0.25,
+        "normalize_mapper_output": False,
+        "target_norm": 0.5,
+        "use_positional_encoding": False,
+        "pe_sigmas": PESigmas(0.1, 2.0),
+        "num_pe_time_anchors": 5,
+        "output_bypass": False,
+        "norm_rule": NormRule.base,
+        "bypass_alpha": 0.1,
+        "mapper_hidden_dim": 64,
+        "use_time": False,
+        "use_layer": False,
+    }
+    common = {"pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method"}
+    assert changes.keys() | common == {field.name for field in dataclasses.fields(ModelConfig)}, "none is forgotten"
+    for key, value in changes.items():
+        (line,) = ModelConfig(method=method, **{key: value}).problems()  # type: ignore[arg-type]
+        assert f"model.method = {method} has no model.{key};" in line
+    both = problem("--model.method", method.value, "--model.norm_rule", "base", "--model.output_bypass", "no")
+    assert "model.output_bypass, model.norm_rule" in both
+
+
+def test_a_concept_must_depend_on_something() -> None:
+    assert "both false" in problem("--model.use_time", "false", "--model.use_layer", "false")
 
 
 def test_a_config_made_in_python_is_checked_as_well() -> None:

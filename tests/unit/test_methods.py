@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from neti.models.methods import METHODS, Method, NeTI, NeTIConfig
+from neti.models.backbone import Backbone
+from neti.models.concept import Concept
+from neti.models.conditioning import ConceptVectors, condition
+from neti.models.methods import METHODS, XTI, Method, NeTI, NeTIConfig, TextualInversion, XTIConfig
 from neti.models.neti_mapper import NormRule
 from neti.models.positional_encoding import TimeLayerEncoding
+from neti.models.tokens import tokenize
+from neti.models.unet_layers import install_space_time_attention
+from neti.training.objective import Batch, Objective
 from neti.utils.errors import UserError
 
 L, D = 16, 32
@@ -27,6 +35,25 @@ def create(name: str = "neti", seed: int = 0, text_width: int = D, **settings: A
     return method_class.create(
         method_class.config_class(**settings), num_layers=L, initial_embedding=embedding, generator=seeded(seed)
     )
+
+
+def make_batch(backbone: Backbone) -> Batch:
+    draw = seeded(1)
+    return Batch(
+        latents=torch.randn(2, 4, 8, 8, generator=draw),
+        noise=torch.randn(2, 4, 8, 8, generator=draw),
+        timesteps=torch.tensor([10, 700]),
+        tokens=tokenize(backbone.tokenizer, ["a photo of a <toy>", "a <toy> and a <toy>"], ["<toy>"]),
+        generators=[seeded(2), seeded(3)],
+    )
+
+
+def parts(backbone: Backbone) -> tuple[torch.nn.Module, ...]:
+    return backbone.text_encoder, backbone.unet, backbone.vae
+
+
+def frozen_tensors(backbone: Backbone) -> dict[str, Tensor]:
+    return {f"{i}.{key}": v.clone() for i, part in enumerate(parts(backbone)) for key, v in part.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -57,6 +84,34 @@ class TestEveryMethod:
         grouped = [id(parameter) for group in method.parameter_groups() for parameter in group["params"]]
         assert sorted(grouped) == sorted(id(parameter) for parameter in method.parameters())
         assert all(group["lr_scale"] > 0 for group in method.parameter_groups())
+
+    def test_a_concept_file_gives_the_same_vectors(self, name: str, tmp_path: Path) -> None:
+        method = create(name).eval()
+        Concept(method, "<toy>", "teddy").save(tmp_path / "concept.safetensors")
+        loaded = Concept.load(tmp_path / "concept.safetensors").method
+        assert type(loaded) is METHODS[name]
+        before, after = method.vectors(TIMESTEPS), loaded.vectors(TIMESTEPS)
+        assert torch.equal(after.words, before.words)
+        assert before.bypass is None or torch.equal(after.bypass, before.bypass)
+
+    def test_one_training_step_moves_the_method_and_nothing_else(self, name: str, tiny_backbone: Backbone) -> None:
+        method = create(name).train()
+        objective, batch = Objective(method, tiny_backbone, "<toy>"), make_batch(tiny_backbone)
+        frozen = frozen_tensors(tiny_backbone)
+        method_before = {key: tensor.clone() for key, tensor in method.state_dict().items()}
+        trained = dict(method.named_parameters())
+        optimizer = torch.optim.SGD(method.parameters(), lr=1e-2)
+        before = objective(batch)
+        before.backward()
+        for key, parameter in trained.items():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+        assert not any(p.requires_grad for part in parts(tiny_backbone) for p in part.parameters())
+        optimizer.step()
+        assert objective(make_batch(tiny_backbone)) < before
+        for key, tensor in method.state_dict().items():
+            assert torch.equal(tensor, method_before[key]) == (key not in trained), key
+        for key, tensor in frozen_tensors(tiny_backbone).items():
+            assert torch.equal(tensor, frozen[key]), key
 
     def test_truncation_outside_the_width_is_refused(self, name: str) -> None:
         method = create(name)
@@ -159,3 +214,85 @@ def test_config_out_of_range_is_refused_by_name(wrong: dict[str, Any]) -> None:
 def test_norm_rule_is_read_from_a_word() -> None:
     assert NeTIConfig(norm_rule="base").norm_rule is NormRule.base  # type: ignore[arg-type]
     assert replace(NeTIConfig(), norm_rule=NormRule.base) == NeTIConfig(norm_rule=NormRule.base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"), [({"use_layer": False}, (1, 3, D)), ({"use_time": False}, (L, 1, D)), ({}, (L, 3, D))]
+)
+def test_a_concept_varies_only_with_what_it_may_depend_on(settings: dict[str, bool], shape: tuple[int, ...]) -> None:
+    method = create(**settings).eval()
+    vectors, elsewhere = method.vectors(TIMESTEPS), method.vectors(TIMESTEPS - 500)
+    assert vectors.words.shape == shape and vectors.bypass is not None and vectors.bypass.shape == shape
+    assert torch.equal(vectors.words, elsewhere.words) == (not method.config.use_time)
+    rows = vectors.words.flatten(0, 1)
+    assert torch.pdist(rows).min() > 1e-4, "where it may vary, it does"
+    assert method.train().vectors(TIMESTEPS, generator=seeded()).words.shape == shape, "nested dropout as well"
+
+
+def test_time_only_and_space_only_read_the_mapper_at_the_origin() -> None:
+    whole, time_only, space_only = create().eval(), create(use_layer=False).eval(), create(use_time=False).eval()
+    torch.testing.assert_close(time_only.vectors(TIMESTEPS).words[0], whole.vectors(TIMESTEPS).words[0])
+    torch.testing.assert_close(space_only.vectors(TIMESTEPS).words[:, 0], whole.vectors(TIMESTEPS).words[:, 0])
+    assert TIMESTEPS[0] == 0
+
+
+def test_a_concept_that_depends_on_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="use_time and use_layer"):
+        NeTIConfig(use_time=False, use_layer=False)
+
+
+@pytest.mark.parametrize("name", ["textual_inversion", "xti"])
+def test_vectors_start_at_the_super_category(name: str) -> None:
+    words = create(name).vectors(TIMESTEPS).words
+    assert words.shape == ((1, 1, D) if name == "textual_inversion" else (L, 1, D))
+    assert torch.equal(words, torch.randn(D, generator=seeded(99)).expand_as(words))
+
+
+def encode(backbone: Backbone, vectors: ConceptVectors) -> Tensor:
+    """Packed conditioning [1, L*2*T, D] of one prompt."""
+    tokens = tokenize(backbone.tokenizer, ["a photo of a <toy> and a teddy"], ["<toy>"])
+    with torch.no_grad():
+        return condition(backbone.text_encoder, tokens, {"<toy>": vectors}, L).packed()
+
+
+def predict(backbone: Backbone, context: Tensor) -> Tensor:
+    latents = torch.randn(1, 4, 8, 8, generator=seeded(4))
+    with torch.no_grad():
+        return backbone.unet(latents, torch.tensor([321]), encoder_hidden_states=context).sample
+
+
+def test_textual_inversion_is_the_stock_model_with_one_table_row_exchanged(tiny_backbone: Backbone) -> None:
+    method: TextualInversion = create("textual_inversion")
+    packed = encode(tiny_backbone, method.vectors(TIMESTEPS))
+
+    tokens = tokenize(tiny_backbone.tokenizer, ["a photo of a <toy> and a teddy"], ["<toy>"])
+    row = 0  # of a word that the prompt does not have
+    assert not (tokens.ids == row).any()
+    stock = tiny_backbone.text_encoder
+    with torch.no_grad():
+        stock.embeddings.token_embedding.weight[row] = method.words[0, 0]
+        expected = stock(input_ids=tokens.ids.masked_fill(tokens.slots["<toy>"], row)).last_hidden_state
+    for encoding in packed.unflatten(1, (2 * L, -1)).unbind(1):
+        torch.testing.assert_close(encoding, expected, atol=1e-5, rtol=0)
+
+    prediction = predict(tiny_backbone, expected)
+    install_space_time_attention(tiny_backbone.unet)
+    torch.testing.assert_close(predict(tiny_backbone, packed), prediction, atol=1e-5, rtol=0)
+
+
+def test_xti_with_equal_vectors_is_textual_inversion(tiny_backbone: Backbone) -> None:
+    one, many = create("textual_inversion"), create("xti")
+    with torch.no_grad():
+        many.words.copy_(one.words)
+    expected = encode(tiny_backbone, one.vectors(TIMESTEPS))
+    torch.testing.assert_close(encode(tiny_backbone, many.vectors(TIMESTEPS)), expected, atol=1e-6, rtol=0)
+
+
+def test_xti_gives_each_layer_its_own_vector(tiny_backbone: Backbone) -> None:
+    method = XTI.create(XTIConfig(), num_layers=L, initial_embedding=torch.zeros(D))
+    before = encode(tiny_backbone, method.vectors(TIMESTEPS)).unflatten(1, (L, -1))
+    with torch.no_grad():
+        method.words[5] = torch.randn(1, D, generator=seeded(5))
+    after = encode(tiny_backbone, method.vectors(TIMESTEPS)).unflatten(1, (L, -1))
+    changed = [layer for layer in range(L) if (after[:, layer] - before[:, layer]).abs().max() > 1e-3]
+    assert changed == [5]

@@ -106,7 +106,7 @@ def test_a_recorded_checkpoint_with_one_class_exchanged_is_refused(tmp_path: Pat
 
 def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
     mapper, embeds = files("default")
-    with pytest.raises(UserError, match="no such checkpoint file"):
+    with pytest.raises(UserError, match="no such file"):
         load_reference_concept(tmp_path / "none.pt", embeds)
     with pytest.raises(UserError, match="not a mapper checkpoint of the public NeTI code"):
         load_reference_concept(embeds, embeds)
