@@ -5,12 +5,12 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from transformers import CLIPModel, CLIPTokenizer
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ...utils.choices import Choice
 from ...utils.config_io import Config
@@ -20,6 +20,8 @@ from .clip import CLIPSettings
 from .unet import UNetConfig
 from .vae import VAEConfig
 from .world import World
+
+LATENTS = 16  # side of a latent, at every scale
 
 
 class Scale(Choice):
@@ -39,6 +41,8 @@ class MiniatureConfig(Config):
     work_dir: Path = Path("outputs/miniature")
     # Where the finished models go: sd/ and judge/ inside it
     output_dir: Path = Path("outputs/miniature/export")
+    # Go on from an exported model (a folder with sd/ and judge/): U-Net and text tower learn further, the rest is kept
+    start_from: Optional[Path] = None
     # Path of NotoColorEmoji.ttf; unset: where Debian's fonts-noto-color-emoji puts it
     font: Optional[Path] = None
     # Width of an image in pixels; latents are always 16 x 16
@@ -61,69 +65,100 @@ class MiniatureConfig(Config):
     unet: UNetConfig = field(default_factory=UNetConfig)
 
 
+class Models(NamedTuple):
+    """The parts of one miniature."""
+
+    words: CLIPTokenizer
+    autoencoder: AutoencoderKL
+    judge: CLIPModel
+    denoiser: UNet2DConditionModel
+    text: CLIPTextModel
+
+
 def pretrain(config: MiniatureConfig) -> bool:
     """Run all stages that are not finished. True when the models stand in ``output_dir``, False when time ran out."""
     folder = config.work_dir
     world = World.create(config.scale.value, str(config.font) if config.font else None)
-    train_scenes = data.scenes(world, config.scenes)
-    images = data.render_split(world, train_scenes, config.pixels, folder / "train.npy", config.workers)
+    scenes = data.scenes(world, config.scenes)
+    images = data.render_split(world, scenes, config.pixels, folder / "train.npy", config.workers)
 
     def told(chosen: np.ndarray, step: int) -> list[str]:
-        return [captions.caption(train_scenes[k], np.random.default_rng((7, step, int(k)))) for k in chosen]
+        return [captions.caption(scenes[k], np.random.default_rng((7, step, int(k)))) for k in chosen]
 
-    if not (folder / "tokenizer" / "vocab.json").exists():
-        spoken = [text for step in range(3) for text in told(np.arange(min(config.scenes, 4000)), step)]
-        tokenizer.train(spoken, config.vocabulary, folder / "tokenizer")
-    words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-
-    def part(name: str, **intervals: int) -> loop.Slice:
-        return loop.Slice(folder, name, config.minutes, **intervals)
-
-    autoencoder = vae.train(config.vae, images, part("vae"), config.device)
-    if autoencoder is None:
+    start = read_export(config.start_from) if config.start_from else _first_stages(config, images, told)
+    if start is None:
         return False
-    clip_slice = {"log_every": 25, "save_every": 200}
-    text = clip.train(config.text, words, images, told, part("clip_text", **clip_slice), config.device)
-    judge = text and clip.train(config.judge, words, images, told, part("clip_judge", **clip_slice), config.device)
-    if text is None or judge is None:
-        return False
+    words, autoencoder, judge, denoiser, text = start
     moments = vae.encode_all(autoencoder, images, folder / "moments.pt", config.device)
-    scaling = vae.scaling_factor(moments)
+    scaling = autoencoder.config["scaling_factor"] if config.start_from else vae.scaling_factor(moments)
     autoencoder.register_to_config(scaling_factor=scaling)
-    drawn = [k for k, s in enumerate(train_scenes) if s.look.category in (config.unet.categories or world.categories)]
+    drawn = np.flatnonzero([s.look.category in (config.unet.categories or world.categories) for s in scenes])
 
     def told_of_drawn(chosen: np.ndarray, step: int) -> list[str]:
-        return told(np.asarray(drawn)[chosen], step)
+        return told(drawn[chosen], step)
 
-    trained = unet.train(config.unet, moments[drawn], scaling, text, words, told_of_drawn, part("unet"), config.device)
+    part = loop.Slice(folder, "unet", config.minutes, save_every=100)
+    trained = unet.train(
+        config.unet, moments[drawn], scaling, denoiser, text, words, told_of_drawn, part, config.device
+    )
     if trained is None:
         return False
-    autoencoder = vae.refine_decoder(autoencoder, config.vae, images, part("vae_decoder"), config.device)
-    if autoencoder is None:
+    part = loop.Slice(folder, "vae_decoder", config.minutes)
+    refined = vae.refine_decoder(autoencoder, config.vae, images, part, config.device)
+    if refined is None:
         return False
-    export(config.output_dir, words, autoencoder, judge, *trained)
+    export(config.output_dir, Models(words, refined, judge, *trained))
     (config.output_dir / "training.json").write_text(json.dumps(_plain(asdict(config)), indent=1) + "\n")
     return True
 
 
-def export(
-    folder: Path,
-    words: CLIPTokenizer,
-    autoencoder: AutoencoderKL,
-    judge: CLIPModel,
-    denoiser: Any,
-    text: Any,
-) -> None:
+def _first_stages(config: MiniatureConfig, images: np.ndarray, told: clip.Captions) -> Models | None:
+    """Tokenizer, autoencoder and both CLIPs, trained, and a new U-Net; None when time ran out."""
+    folder = config.work_dir
+    if not (folder / "tokenizer" / "vocab.json").exists():
+        spoken = [text for step in range(3) for text in told(np.arange(min(config.scenes, 4000)), step)]
+        tokenizer.train(spoken, config.vocabulary, folder / "tokenizer")
+    words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    part = loop.Slice(folder, "vae", config.minutes)
+    autoencoder = vae.train(config.vae, images, part, config.device)
+    if autoencoder is None:
+        return None
+    part = loop.Slice(folder, "clip_text", config.minutes, save_every=200, log_every=25)
+    conditioner = clip.train(config.text, words, images, told, part, config.device)
+    if conditioner is None:
+        return None
+    part = loop.Slice(folder, "clip_judge", config.minutes, save_every=200, log_every=25)
+    judge = clip.train(config.judge, words, images, told, part, config.device)
+    if judge is None:
+        return None
+    text = unet.text_tower(conditioner)
+    return Models(words, autoencoder, judge, unet.build(config.unet, LATENTS, text.config.hidden_size), text)
+
+
+def read_export(folder: Path) -> Models:
+    """What ``export`` wrote, in float32, to go on from."""
+    return Models(
+        words=CLIPTokenizer.from_pretrained(folder / "sd" / "tokenizer"),
+        autoencoder=AutoencoderKL.from_pretrained(folder / "sd" / "vae", torch_dtype=torch.float32),
+        judge=CLIPModel.from_pretrained(folder / "judge", dtype=torch.float32),
+        denoiser=UNet2DConditionModel.from_pretrained(folder / "sd" / "unet", torch_dtype=torch.float32),
+        text=CLIPTextModel.from_pretrained(
+            folder / "sd" / "text_encoder", dtype=torch.float32, attn_implementation="eager"
+        ),
+    )
+
+
+def export(folder: Path, models: Models) -> None:
     """Write sd/ (diffusers layout) and judge/ (transformers layout) in half precision, replacing what is there."""
     from diffusers import StableDiffusionPipeline  # slow to import, and needed only here
 
     temporary = folder.with_name(folder.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline = StableDiffusionPipeline(
-        vae=autoencoder,
-        text_encoder=text,
-        tokenizer=words,
-        unet=denoiser,
+        vae=models.autoencoder,
+        text_encoder=models.text,
+        tokenizer=models.words,
+        unet=models.denoiser,
         scheduler=unet.scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -132,8 +167,8 @@ def export(
     )
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(temporary / "sd")
-    judge.half().save_pretrained(temporary / "judge")
-    words.save_pretrained(temporary / "judge")
+    models.judge.half().save_pretrained(temporary / "judge")
+    models.words.save_pretrained(temporary / "judge")
     for name in ("sd", "judge"):
         shutil.rmtree(folder / name, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +182,6 @@ def _plain(tree: Any) -> Any:
         return {
             key: _plain(value)
             for key, value in tree.items()
-            if key not in ("work_dir", "output_dir", "font", "workers")
+            if key not in ("work_dir", "output_dir", "start_from", "font", "workers")
         }
     return list(tree) if isinstance(tree, tuple) else getattr(tree, "value", tree)

@@ -115,16 +115,16 @@ def train(
     config: UNetConfig,
     moments: Tensor,
     scaling: float,
-    clip: CLIPModel,
+    unet: UNet2DConditionModel,
+    text: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     captions: Captions,
     part: loop.Slice,
     device: str = "cpu",
 ) -> tuple[UNet2DConditionModel, CLIPTextModel] | None:
     """Denoising with min-SNR weights on moments [count,2,4,h,w]; averaged models, None when the slice ended first."""
-    text = text_tower(clip).to(device).train()
-    unet = build(config, moments.shape[-1], text.config.hidden_size)
-    unet = unet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    text = text.to(device).train()
+    unet = unet.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device == "cpu":
         for_cpu_training(unet)
     groups = [
