@@ -68,6 +68,25 @@ def normalise(pixels: Tensor) -> Tensor:
     return pixels * 2.0
 
 
+def preprocessing(model: CLIPModel) -> dict[str, object]:
+    """``normalise`` as the CLIPImageProcessor config that belongs beside the weights."""
+    side = model.config.vision_config.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.25] * 3,
+    }
+
+
 def augment(pixels: Tensor, random: torch.Generator) -> Tensor:
     """Small shifts, blur and noise, so that a judge does not mind the softness of generated images."""
     shift = torch.randint(-4, 5, (2,), generator=random).tolist()

@@ -21,6 +21,7 @@ from .unet import UNetConfig
 from .vae import VAEConfig
 from .world import World
 
+SHARD = "9MB"  # of a weight file: small files are kinder to version control
 LATENTS = 16  # side of a latent, at every scale
 
 
@@ -166,9 +167,14 @@ def export(folder: Path, models: Models) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16)
-    pipeline.save_pretrained(temporary / "sd")
+    pipeline.save_pretrained(temporary / "sd", max_shard_size=SHARD)
     models.judge.half().save_pretrained(temporary / "judge")
     models.words.save_pretrained(temporary / "judge")
+    for place in ("sd/tokenizer", "judge"):
+        tokenizer.write_classic_files(temporary / place)
+    (temporary / "judge" / "preprocessor_config.json").write_text(
+        json.dumps(clip.preprocessing(models.judge), indent=1)
+    )
     for name in ("sd", "judge"):
         shutil.rmtree(folder / name, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)

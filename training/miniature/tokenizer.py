@@ -37,12 +37,10 @@ def train(captions: Iterable[str], vocabulary: int, folder: Path) -> CLIPTokeniz
 
     trained = json.loads(bpe.to_str())["model"]
     tokens = dict.fromkeys([*alphabet, *(f"{byte}</w>" for byte in alphabet)])
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in trained["merges"]]
     tokens.update(dict.fromkeys(sorted(trained["vocab"], key=trained["vocab"].get)))
-    ordered = [*tokens, BEGIN, END]
+    vocab = {token: k for k, token in enumerate([*tokens, BEGIN, END])}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: k for k, token in enumerate(ordered)}, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    _write_bpe(folder, vocab, trained["merges"])
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": MAX_LENGTH,
@@ -56,3 +54,15 @@ def train(captions: Iterable[str], vocabulary: int, folder: Path) -> CLIPTokeniz
     special = {key: config[key] for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def write_classic_files(folder: Path) -> None:
+    """vocab.json and merges.txt beside a tokenizer.json: the two files that every version of CLIPTokenizer reads."""
+    bpe = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    _write_bpe(folder, bpe["vocab"], bpe["merges"])
+
+
+def _write_bpe(folder: Path, vocab: dict[str, int], merges: list[str] | list[list[str]]) -> None:
+    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n", encoding="utf-8")
