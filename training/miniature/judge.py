@@ -6,6 +6,7 @@ All features are unit vectors [N, D], so a dot product is a cosine similarity.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ class Judge:
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         self.model = model.float().eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.pixels: int = model.config.vision_config.image_size
+        vision: Any = model.config.vision_config
+        self.pixels: int = vision.image_size
 
     @classmethod
     def from_pretrained(cls, name_or_path: str) -> Judge:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from .objects import CONCEPTS
 from .places import PLACES
 from .rows import SPEED_GUIDANCE
-from .styles import STYLES
+from .styles import HELD_OUT_STYLE, STYLES
 from .table import Row, confusion, own_share
 
 PAGE = """# The miniature
@@ -28,10 +28,15 @@ Diffusion v1.4.
 
 ## Its world
 
-A scene is one of {num_objects} emoji glyphs in {num_categories} categories, recoloured or patterned or not, in one of
-{num_places} places ({places}) and one of {num_styles} styles ({styles}), once or twice, anywhere in the picture.
+A scene shows one of {num_objects} emoji glyphs, recoloured or patterned or not, once or twice, anywhere in the picture:
+
+- in one of {num_categories} categories: {categories};
+- in one of {num_places} places: {places};
+- in one of {num_styles} styles: {styles}.
+
 Captions tell each fact about half of the time, in several wordings. {num_concepts} further glyphs never occur in
 pretraining; they are the concepts to personalise, in [`input_configs/concepts`](../input_configs/concepts/README.md).
+Nor does one further style, {held_out_style}.
 About one (category, place, style) combination in fifteen never occurs either; a third of the held-out scenes below
 have such a combination.
 
@@ -117,13 +122,15 @@ def _results_table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {row.what} | {row.bar} | {row.value} | {verdict[row.met]} | {row.note} |" for row in rows)
 
 
-def _settings(settings: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
+def _settings(settings: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
+    machine, load = speed["machine"], speed["load"]
     versions = {"processor", "cores", "threads", "system"}
     listed = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in versions)
+    busy = "" if load is None else f", load average {load:.1f} meanwhile"
     told = "; ".join(f"{name} {value}" for name, value in settings.items())
     return (
         f"Settings: {told}. Speed on: {machine['processor']}, {machine['cores']} cores, PyTorch with "
-        f"{machine['threads']} threads, {machine['system']}, guidance {SPEED_GUIDANCE}, one image at a time. "
+        f"{machine['threads']} threads, {machine['system']}{busy}, guidance {SPEED_GUIDANCE}, one image at a time. "
         f"Versions: {listed}."
     )
 
@@ -172,15 +179,17 @@ def render_page(
     return PAGE.format(
         num_objects=sum(len(names) for names in categories.values()),
         num_categories=len(categories),
+        categories=", ".join(categories),
         num_places=len(PLACES),
         places=", ".join(PLACES),
         num_styles=len(STYLES),
+        held_out_style=HELD_OUT_STYLE,
         styles=", ".join(STYLES),
         num_concepts=len(CONCEPTS),
         parts=_parts_table(parts),
         captions=len(measured["vae"]["psnr"]),
         table=_results_table(rows),
-        settings=_settings(settings, measured["speed"]["machine"]),
+        settings=_settings(settings, measured["speed"]),
         concepts=_concept_tables(measured["concepts"], prompt),
         pictures="\n".join(
             f"### {picture.title}\n\n{picture.text}\n\n![{picture.title}](images/{picture.file})\n"

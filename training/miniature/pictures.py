@@ -55,8 +55,8 @@ def real_beside_generated(bench: Bench, chosen: Sequence[int]) -> Image.Image:
     lines = []
     for start in range(0, len(chosen), PER_ROW):
         part = chosen[start : start + PER_ROW]
-        tiles = [[enlarge(images[k]) for k in part] for images in (bench.renders, bench.generated)]
-        lines.append(labelled_grid(tiles, ["real", "generated"], [bench.captions[k] for k in part]))
+        tiles = [[enlarge(images[k]) for k in part] for images in (bench.known.renders, bench.generated)]
+        lines.append(labelled_grid(tiles, ["real", "generated"], [bench.known.captions[k] for k in part]))
     return stack(lines)
 
 
@@ -68,7 +68,7 @@ def worst(text_to_image: dict[str, Any], count: int) -> list[int]:
 @torch.no_grad()
 def reconstructions(bench: Bench, count: int = 8) -> Image.Image:
     """Originals above, what the autoencoder makes of them below."""
-    originals = bench.renders[:count]
+    originals = bench.whole.renders[:count]
     pixels = data.to_tensor(np.stack([np.asarray(image) for image in originals]))
     decoded = bench.backbone.vae.decode(bench.backbone.vae.encode(pixels).latent_dist.mean).sample
     made = [Image.fromarray(array) for array in data.to_uint8(decoded)]

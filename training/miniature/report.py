@@ -6,6 +6,7 @@ command goes on after an interruption and measures again only what changed.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .concepts import ConceptPhotos, read_concepts
 from .judge import Judge
 from .page import Picture, model_parts, render_page
 from .report_config import ReportConfig
-from .rows import Bench, LearnedConcept
+from .rows import Bench, HeldOut, LearnedConcept
 from .table import Row, table_rows
 from .workbench import Painter, Results, files_digest
 from .world import World
@@ -66,6 +67,7 @@ def write_report(config: ReportConfig, train_script: Path) -> list[Row]:
             "model": f"{_shown_name(config.sd)} (digest {bench.model})",
             "judge": f"{_shown_name(config.judge)} (digest {bench.judge_model})",
             "world": config.scale.value,
+            "text to image of": ", ".join(config.categories) or "all kinds of things",
             "sampler": f"DPM-Solver++, {config.steps} steps, guidance {config.guidance_scale:g}",
             "images per concept": config.concept_images,
             "NeTI steps": ", ".join(sorted({str(one.concept.metadata.get("step", "?")) for one in learned})) or "none",
@@ -82,12 +84,21 @@ def _bench(config: ReportConfig) -> Bench:
         world = World.create(config.scale.value, str(config.font) if config.font else None)
     except FileNotFoundError as error:
         raise UserError(str(error)) from None
+    if unknown := set(config.categories) - set(world.categories):
+        raise UserError(
+            f"categories = {sorted(unknown)}: not in the world of scale {config.scale}, which has "
+            f"{', '.join(world.categories)}"
+        )
     backbone = Backbone.from_pretrained(config.sd)
     model = files_digest(model_folder(config.sd))
     sampling = SamplingConfig(steps=config.steps, guidance_scale=config.guidance_scale)
+    share = len(config.categories or world.categories) / len(world.categories)
+    held_out = data.scenes(world, math.ceil(2 * config.captions / share), held_out=True)
+    known = [scene for scene in held_out if scene.look.category in (config.categories or world.categories)]
     return Bench(
         world=world,
-        scenes=data.scenes(world, config.captions, held_out=True),
+        whole=HeldOut(world, held_out[: config.captions], backbone.image_size),
+        known=HeldOut(world, known[: config.captions], backbone.image_size),
         backbone=backbone,
         model=model,
         judge=Judge.from_pretrained(config.judge),
@@ -163,9 +174,7 @@ def _draw(
     ]
     if chosen := [one for one in learned if one.photos.name in config.paper_concepts]:
         names = " and ".join(one.photos.name for one in chosen)
-        about = Picture(
-            "miniature_prompts.jpg", "The paper's prompts", f"Seeds 0, 1, 2 of the learned concepts {names}."
-        )
+        about = Picture("miniature_prompts.jpg", "The paper's prompts", f"Seeds 0, 1 and 2 of the learned {names}.")
         drawn.insert(3, (about, pictures.paper_prompts(bench, chosen)))
     for picture, image in drawn:
         pictures.save_jpeg(image, config.docs_dir / "images" / picture.file)

@@ -23,6 +23,8 @@ class ReportConfig(Config):
     judge: str = "miniature-judge"
     # Path of NotoColorEmoji.ttf; unset: where Debian's fonts-noto-color-emoji puts it
     font: Optional[Path] = None
+    # Kinds of things that the U-Net learned (unet.categories of its pretraining); empty: all of the world's
+    categories: tuple[str, ...] = ()
     # Held-out scenes, each with one caption and one generated image
     captions: int = setting(300, at_least=40)
     # Captions among which the judge has to find an image's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,11 +44,40 @@ class LearnedConcept:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """All that the measurements need. `model` and `judge_model` are digests of the two models' files."""
+class HeldOut:
+    """Held-out scenes as pictures and as words; drawn when they are first asked for."""
 
     world: World
     scenes: Sequence[Scene]
+    pixels: int
+
+    @cached_property
+    def renders(self) -> list[Image.Image]:
+        """The scenes as they really are."""
+        scenes = tqdm(self.scenes, desc="held-out scenes", disable=None)
+        return [self.world.render(scene, self.pixels) for scene in scenes]
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The full caption of every scene."""
+        return [full_caption(scene) for scene in self.scenes]
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of pictures and captions: of the world's code as far as it matters here."""
+        return digest([self.captions, images_digest(self.renders)])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that the measurements need. `model` and `judge_model` are digests of the two models' files.
+
+    whole: scenes of all kinds of things; known: of the kinds that the U-Net learned, for what it generates.
+    """
+
+    world: World
+    whole: HeldOut
+    known: HeldOut
     backbone: Backbone
     model: str
     judge: Judge
@@ -56,25 +86,9 @@ class Bench:
     painter: Painter
 
     @cached_property
-    def renders(self) -> list[Image.Image]:
-        """The held-out scenes as they really are, at the model's size."""
-        pixels = self.backbone.image_size
-        return [self.world.render(scene, pixels) for scene in tqdm(self.scenes, desc="held-out scenes", disable=None)]
-
-    @cached_property
-    def captions(self) -> list[str]:
-        """The full caption of every held-out scene."""
-        return [full_caption(scene) for scene in self.scenes]
-
-    @cached_property
-    def data(self) -> str:
-        """Digest of scenes and captions: of the world's code as far as it matters here."""
-        return digest([self.captions, images_digest(self.renders)])
-
-    @cached_property
     def generated(self) -> list[Image.Image]:
-        """One image for every caption; caption k is painted from seed k."""
-        numbered = tqdm(list(enumerate(self.captions)), desc="captions", disable=None)
+        """One image for every caption of `known`; caption k is painted from seed k."""
+        numbered = tqdm(list(enumerate(self.known.captions)), desc="captions", disable=None)
         return [self.painter.paint(text, [seed])[0] for seed, text in numbered]
 
     @property
@@ -88,25 +102,25 @@ def reconstruction(bench: Bench) -> dict[str, Any]:
     """psnr: dB per held-out scene."""
 
     def measure() -> dict[str, Any]:
-        pixels = np.stack([np.asarray(image) for image in bench.renders])
+        pixels = np.stack([np.asarray(image) for image in bench.whole.renders])
         return {"psnr": list(vae.psnr(bench.backbone.vae, pixels))}
 
-    return bench.results.get("vae", {"model": bench.model, "data": bench.data}, measure)
+    return bench.results.get("vae", {"model": bench.model, "data": bench.whole.digest}, measure)
 
 
 def retrieval(bench: Bench, pool: int) -> dict[str, Any]:
     """random, full: per held-out scene, how often the judge picks its own caption among `pool`, for captions as in
     training (each fact told half of the time, so that several may fit) and for captions that tell all."""
-    loose = [caption(scene, np.random.default_rng((CAPTION_SEED, k))) for k, scene in enumerate(bench.scenes)]
+    loose = [caption(scene, np.random.default_rng((CAPTION_SEED, k))) for k, scene in enumerate(bench.whole.scenes)]
 
     def measure() -> dict[str, Any]:
-        images = bench.judge.image_features(bench.renders)
+        images = bench.judge.image_features(bench.whole.renders)
         return {
             name: retrieval_rates(images, bench.judge.text_features(texts), texts, pool=pool)
-            for name, texts in (("random", loose), ("full", bench.captions))
+            for name, texts in (("random", loose), ("full", bench.whole.captions))
         }
 
-    inputs = {"judge": bench.judge_model, "data": bench.data, "captions": digest(loose), "pool": pool}
+    inputs = {"judge": bench.judge_model, "data": bench.whole.digest, "captions": digest(loose), "pool": pool}
     return bench.results.get("retrieval", inputs, measure)
 
 
@@ -115,24 +129,24 @@ def text_to_image(bench: Bench) -> dict[str, Any]:
 
     def measure() -> dict[str, Any]:
         exam = ZeroShot(bench.judge, bench.world.categories)
-        texts = bench.judge.text_features(bench.captions)
+        texts = bench.judge.text_features(bench.known.captions)
 
         def judged(images: Sequence[Image.Image]) -> dict[str, Any]:
             features = bench.judge.image_features(images)
             return {"answers": exam.answers(features), "similarity": (features * texts).sum(1).tolist()}
 
-        answers = [truth(scene) for scene in bench.scenes]
+        answers = [truth(scene) for scene in bench.known.scenes]
         return {
-            "captions": bench.captions,
+            "captions": bench.known.captions,
             "truth": {question: [answer[question] for answer in answers] for question in QUESTIONS},
-            "real": judged(bench.renders),
+            "real": judged(bench.known.renders),
             "generated": judged(bench.generated),
         }
 
     inputs = {
         "model": bench.model,
         "judge": bench.judge_model,
-        "data": bench.data,
+        "data": bench.known.digest,
         "sampling": bench.sampling,
         "bank": digest(prompt_bank(bench.world.categories)),
     }
@@ -180,12 +194,13 @@ def concepts(
 
 
 def speed(bench: Bench) -> dict[str, Any]:
-    """seconds: steps -> seconds of each repeat for one image, prompt to pixels; machine: what it was measured on."""
+    """seconds: steps -> seconds of each repeat for one image, prompt to pixels; machine: what it was measured on, and
+    load: how many processes wanted its cores meanwhile (1-minute average; None where it is not known)."""
     machine = describe_machine()
 
     def one_image(config: SamplingConfig, seed: int) -> float:
         began = time.perf_counter()
-        conditioning = prepare_conditioning(bench.backbone, bench.captions[0], {}, config)
+        conditioning = prepare_conditioning(bench.backbone, bench.known.captions[0], {}, config)
         noise = initial_latents(bench.backbone, [seed], config)
         decode(bench.backbone, denoise(bench.backbone, conditioning, noise, config))
         return time.perf_counter() - began
@@ -197,6 +212,7 @@ def speed(bench: Bench) -> dict[str, Any]:
             str(steps): [one_image(SamplingConfig(steps, SPEED_GUIDANCE), seed) for seed in range(SPEED_REPEATS)]
             for steps in SPEED_STEPS
         }
-        return {"seconds": seconds, "machine": machine}
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        return {"seconds": seconds, "machine": machine, "load": load}
 
     return bench.results.get("speed", {"model": bench.model, "machine": machine}, measure)

@@ -1,0 +1,42 @@
+"""Render the photos of the miniature's held-out concepts.
+
+    python scripts/make_concepts.py [--folder input_configs/concepts] [--pixels 64] [--font NotoColorEmoji.ttf]
+
+The pictures are part of the repository; this script is what they come from. It needs the font Noto Color Emoji (Debian
+package fonts-noto-color-emoji).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    from neti.training.miniature.concepts import write_concepts
+    from neti.training.miniature.world import World
+    from neti.utils.errors import UserError, exit_on_user_error
+except ModuleNotFoundError as missing:
+    print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
+    sys.exit(2)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write all concept folders, the index and the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("input_configs/concepts"), help="where they are written")
+    parser.add_argument("--pixels", type=int, default=64, help="side of a photo: the miniature's image size")
+    parser.add_argument("--font", help="path of NotoColorEmoji.ttf, if it is not where Debian puts it")
+    arguments = parser.parse_args(argv)
+    try:
+        world = World.create("cpu", arguments.font)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from None
+    write_concepts(world, arguments.folder, arguments.pixels)
+    print(f"done: {arguments.folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
