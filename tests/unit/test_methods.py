@@ -19,6 +19,7 @@ from neti.models.positional_encoding import TimeLayerEncoding
 from neti.models.tokens import tokenize
 from neti.models.unet_layers import install_space_time_attention
 from neti.training.objective import Batch, Objective
+from neti.training.options import MethodName
 from neti.utils.errors import UserError
 
 L, D = 16, 32
@@ -54,6 +55,10 @@ def parts(backbone: Backbone) -> tuple[torch.nn.Module, ...]:
 
 def frozen_tensors(backbone: Backbone) -> dict[str, Tensor]:
     return {f"{i}.{key}": v.clone() for i, part in enumerate(parts(backbone)) for key, v in part.state_dict().items()}
+
+
+def test_configs_offer_every_method() -> None:
+    assert [name.value for name in MethodName] == list(METHODS) == [method.name for method in METHODS.values()]
 
 
 @pytest.mark.parametrize("name", METHODS)
