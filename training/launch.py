@@ -86,7 +86,9 @@ def _launch(config: RunConfig, accelerator: Accelerator) -> int:
             run.clear()
         run.remove_leftovers()
         write_json({"run_folder": str(run.path), **dataclasses.asdict(plan)}, run.derived)
-        save_yaml(lasting, run.config)
+        whole = run.config.with_name(".config.yaml.tmp")  # a resumed run reads the very file that is written here
+        save_yaml(lasting, whole)
+        whole.replace(run.config)
     signal_number = trainer.train()
     if signal_number is None:
         tell(f"done: {run.concept(config.optim.max_train_steps)}")
