@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from neti.training.config import DataConfig
 from neti.training.dataset import ConceptDataset, Sample, find_images
 from neti.training.options import LearnableProperty
 from neti.utils.errors import UserError
 from neti.utils.images import SquareMode
 from neti.utils.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
-from PIL import Image
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from neti.utils.devices import pick_device
 from neti.utils.errors import UserError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from neti.utils.errors import UserError, exit_on_user_error
 
 

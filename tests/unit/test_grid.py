@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from neti.utils.images import labelled_grid
 from PIL import Image
+
+from neti.utils.images import labelled_grid
 
 LONG = "A painting of <toy> in the style of Monet, with supercalifragilisticexpialidocious details"
 COLOURS = [(200, 30, 30), (30, 160, 30), (30, 30, 200), (200, 160, 30), (30, 160, 160), (160, 30, 160)]

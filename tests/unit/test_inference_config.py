@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from neti.training.inference_config import Dtype, InferenceConfig
 from neti.utils.config_io import parse_config
 from neti.utils.errors import UserError

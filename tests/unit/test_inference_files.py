@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from PIL import Image
+
 from neti.models.concept_files import ConceptFiles, explicit_files, find_files
 from neti.utils.errors import UserError
 from neti.utils.gallery import Gallery
 from neti.utils.image_files import read_metadata, write_atomically, write_png
 from neti.utils.recipe import ImageRecipe, content_hash
-from PIL import Image
 
 RECIPE = ImageRecipe(
     prompt="A photo of a {}",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from neti.models.backbone import Backbone
 from neti.models.concept import Concept
 from neti.models.generate import generate

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from neti.training.config import RunConfig
 from neti.training.inference_config import InferenceConfig
-from neti.utils.config_io import parse_config, to_plain_dict
-from neti.utils.yaml_text import load_yaml
+from neti.training.metrics_config import MetricsConfig
+from neti.training.miniature.pretrain import MiniatureConfig
+from neti.training.miniature.report_config import ReportConfig
+from neti.utils.config_io import Config, parse_config, to_plain_dict
 
 FOLDER = Path(__file__).parents[2] / "input_configs"
+CONFIGS: dict[str, type[Config]] = {
+    "train": RunConfig,
+    "inference": InferenceConfig,
+    "compute_metrics": MetricsConfig,
+    "pretrain_miniature": MiniatureConfig,
+    "miniature_report": ReportConfig,
+}
+DATA = {"concepts.yaml"}  # a table of the demo concepts, not a config
 
 
 def test_every_file_parses() -> None:
     seen = []
     for path in sorted(FOLDER.glob("*.yaml")):
-        config_class = RunConfig if "log" in load_yaml(path) else InferenceConfig
-        parse_config(config_class, ["--config_path", str(path)])
+        launch = re.search(rf"scripts/(\w+)\.py --config_path input_configs/{path.name}", path.read_text())
+        assert launch is not None, path
+        parse_config(CONFIGS[launch[1]], ["--config_path", str(path)])
         seen.append(path.name)
-    assert {"inference.yaml", "train.yaml"} <= set(seen)
-    assert len(seen) == len(list(FOLDER.rglob("*.y*ml"))), (
+    assert {"inference.yaml", "train.yaml", "metrics.yaml"} <= set(seen)
+    assert set(seen) | DATA == {path.name for path in FOLDER.rglob("*.y*ml")}, (
         "a YAML file hides below input_configs or under another suffix"
     )
 

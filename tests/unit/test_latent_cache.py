@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
+
 from neti.training.config import DataConfig
 from neti.training.dataset import ConceptDataset
 from neti.training.latent_cache import LatentCache
 from neti.utils.errors import UserError
-from PIL import Image
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from neti.utils.errors import UserError
 from neti.utils.prompts import OBJECT_TEMPLATES, PAPER_PROMPTS, STYLE_TEMPLATES, fill, read_prompts, safe_name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from neti.utils.errors import UserError
 from neti.utils.seeds import MAX_SEED, parse_seeds
 
