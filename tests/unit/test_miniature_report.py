@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,22 @@ from neti.training.miniature.captions import PLACE_WORDS, STYLE_WORDS
 from neti.training.miniature.clip import CLIPSettings, build
 from neti.training.miniature.concept_training import trained_file
 from neti.training.miniature.concepts import ConceptPhotos
-from neti.training.miniature.judge import class_features, nearest, nearest_concept, prompt_bank, retrieval_rates
-from neti.training.miniature.objects import CONCEPTS, OBJECTS, find_font
+from neti.training.miniature.judge import (
+    answers,
+    choices,
+    class_features,
+    nearest,
+    nearest_concept,
+    retrieval_rates,
+)
+from neti.training.miniature.objects import CONCEPTS, Look, find_font
 from neti.training.miniature.page import model_parts
 from neti.training.miniature.pictures import MAX_BYTES
 from neti.training.miniature.report import write_report
 from neti.training.miniature.report_config import ReportConfig
 from neti.training.miniature.table import bootstrap, confusion, ratio_of_sums, rights, table_rows
 from neti.training.miniature.workbench import Results, files_digest
+from neti.training.miniature.world import Scene
 from neti.utils.config_io import parse_config
 from neti.utils.errors import UserError
 
@@ -36,9 +44,9 @@ ROOT = Path(__file__).parents[2]
 EAST, NORTH, DIAGONAL = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.8, 0.6])
 
 
-def test_class_features_are_unit_means_and_skip_the_empty_label() -> None:
-    features = torch.stack([EAST, DIAGONAL, NORTH, -EAST])
-    classes = class_features(features, ["a", "a", "b", ""])
+def test_class_features_are_unit_means() -> None:
+    features = torch.stack([EAST, DIAGONAL, NORTH])
+    classes = class_features(features, ["a", "a", "b"])
     assert list(classes) == ["a", "b"]
     assert torch.allclose(classes["a"], F.normalize(torch.tensor([1.8, 0.6]), dim=0))
     assert nearest(torch.stack([DIAGONAL, NORTH]), classes) == ["a", "b"]
@@ -55,13 +63,33 @@ def test_nearest_concept_is_by_the_mean_over_photos() -> None:
     assert nearest_concept(image, photos) == ["a"]
 
 
-def test_prompt_bank_names_every_answer() -> None:
-    bank = prompt_bank(OBJECTS)
-    assert {answers["category"] for _, answers in bank} == set(OBJECTS)
-    assert {answers["style"] for _, answers in bank} == set(STYLE_WORDS)
-    assert {answers["place"] for _, answers in bank} == {*PLACE_WORDS, ""}
-    assert all(answers["category"] in text for text, answers in bank)
-    assert any(text.startswith("Oil painting of an insect") for text, _ in bank)
+SCENE = Scene(Look("insect", "bee", "🐝"), "moon", "oil", 1, 0.7, 0.0, 0.0, 0.0, False, None, 1)
+
+
+def test_choices_differ_in_the_one_fact_that_is_asked_for() -> None:
+    places = choices(SCENE, "place", ["cat", "insect"])
+    assert places["snow"] == ["Oil painting of an insect in the snow", "An oil painting of an insect on a snowy day"]
+    assert set(places) == set(PLACE_WORDS)
+    categories = choices(SCENE, "category", ["cat", "insect"])
+    assert [texts[0] for texts in categories.values()] == [
+        "Oil painting of a cat in the moon",
+        "Oil painting of an insect in the moon",
+    ]
+    styles = choices(SCENE, "style", ["cat", "insect"])
+    assert styles["icon"][0] == "App icon of an insect"  # an icon brings its own ground
+    assert set(styles) == set(STYLE_WORDS)
+
+
+def by_words(texts: Sequence[str]) -> torch.Tensor:
+    """A text encoder made by hand: one direction for each word it knows, and one that all texts share."""
+    known = ("moon", "snow", "Oil", "oil", "Monet", "impressionist", "cat", "insect")
+    return F.normalize(torch.tensor([[float(word in text) for word in known] + [1.0] for text in texts]), dim=-1)
+
+
+def test_answers_follow_the_image_and_not_the_caption() -> None:
+    images = by_words(["Oil cat in the moon", "Monet impressionist insect in the snow"])
+    found = answers(by_words, images, [SCENE, SCENE], ["cat", "insect"])
+    assert found == {"place": ["moon", "snow"], "style": ["oil", "monet"], "category": ["cat", "insect"]}
 
 
 def test_retrieval_finds_what_is_alike_and_not_by_chance() -> None:

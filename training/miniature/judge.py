@@ -5,7 +5,7 @@ All features are unit vectors [N, D], so a dot product is a cosine similarity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from .world import Scene
 
 BATCH = 128
 QUESTIONS = ("place", "style", "category")
-WORDINGS = 2  # of each fact, in the judge's prompts
+WORDINGS = 2  # of each choice that the judge is given
 
 
 class Judge:
@@ -77,31 +77,31 @@ def truth(scene: Scene) -> dict[str, str]:
     return {"place": place, "style": scene.style, "category": scene.look.category}
 
 
-def prompt_bank(categories: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
-    """Captions over all categories, styles and places in several wordings, each with the answers that it stands for."""
-    bank = []
-    for category in categories:
-        for style, style_words in STYLE_WORDS.items():
-            for place, place_words in PLACE_WORDS.items():
-                if style in OWN_GROUND and place != "plain":
-                    continue
-                for wording in range(WORDINGS):
-                    text = style_words[wording % len(style_words)].format(
-                        f"{'an' if category[0] in 'aeiou' else 'a'} {category}"
-                    )
-                    if place != "plain" or style == "photo":  # captions name the plain ground of photos only
-                        text += f" {place_words[wording % len(place_words)]}"
-                    named = "" if style in OWN_GROUND else place
-                    bank.append((text, {"place": named, "style": style, "category": category}))
-    return bank
+def choices(scene: Scene, question: str, categories: Sequence[str]) -> dict[str, list[str]]:
+    """Answer -> captions that give it, in several wordings, and are right about the scene in everything else."""
+    options = {"place": list(PLACE_WORDS), "style": list(STYLE_WORDS), "category": categories}[question]
+    facts = {"place": scene.place, "style": scene.style, "category": scene.look.category}
+    return {option: _wordings(**{**facts, question: option}) for option in options}
+
+
+def _wordings(place: str, style: str, category: str) -> list[str]:
+    subject = f"{'an' if category[0] in 'aeiou' else 'a'} {category}"
+    texts = [words.format(subject) for words in _first(STYLE_WORDS[style])]
+    if place == "plain" or style in OWN_GROUND:
+        return texts
+    return [f"{text} {words}" for text, words in zip(texts, _first(PLACE_WORDS[place]), strict=True)]
+
+
+def _first(words: Sequence[str]) -> list[str]:
+    """As many wordings as are used; a fact that has fewer repeats them."""
+    return [words[k % len(words)] for k in range(WORDINGS)]
 
 
 def class_features(features: Tensor, labels: Sequence[str]) -> dict[str, Tensor]:
-    """Label -> unit mean [D] of the features [N,D] that carry it; the empty label is no class."""
+    """Label -> unit mean [D] of the features [N,D] that carry it."""
     rows: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
-        if label:
-            rows.setdefault(label, []).append(row)
+        rows.setdefault(label, []).append(row)
     return {label: F.normalize(features[chosen].mean(0), dim=-1) for label, chosen in rows.items()}
 
 
@@ -112,19 +112,24 @@ def nearest(features: Tensor, classes: Mapping[str, Tensor]) -> list[str]:
     return [names[k] for k in best.tolist()]
 
 
-class ZeroShot:
-    """The judge's answers to QUESTIONS. A class is the mean of all bank captions that tell it."""
+def answers(
+    encode: Callable[[Sequence[str]], Tensor], features: Tensor, scenes: Sequence[Scene], categories: Sequence[str]
+) -> dict[str, list[str]]:
+    """Question -> the answer per image, given the features [N,D] of images of `scenes` and the text encoder.
 
-    def __init__(self, judge: Judge, categories: Iterable[str]) -> None:
-        bank = prompt_bank(categories)
-        features = judge.text_features([text for text, _ in bank])
-        self.classes = {
-            question: class_features(features, [answers[question] for _, answers in bank]) for question in QUESTIONS
-        }
-
-    def answers(self, image_features: Tensor) -> dict[str, list[str]]:
-        """Question -> one answer per image."""
-        return {question: nearest(image_features, classes) for question, classes in self.classes.items()}
+    Zero-shot as with CLIP: the answer is the class whose captions, averaged over wordings, are most similar to the
+    image. All captions of one choice are right about the rest of the scene, so that only the question decides.
+    """
+    offered = [{question: choices(scene, question, categories) for question in QUESTIONS} for scene in scenes]
+    texts = list(dict.fromkeys(text for one in offered for o in one.values() for w in o.values() for text in w))
+    encoded = dict(zip(texts, encode(texts), strict=True))
+    found: dict[str, list[str]] = {question: [] for question in QUESTIONS}
+    for image, of_scene in zip(features, offered, strict=True):
+        for question, options in of_scene.items():
+            rows = [(encoded[text], option) for option, wordings in options.items() for text in wordings]
+            classes = class_features(torch.stack([row for row, _ in rows]), [option for _, option in rows])
+            found[question] += nearest(image[None], classes)
+    return found
 
 
 def retrieval_rates(

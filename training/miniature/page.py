@@ -68,9 +68,10 @@ python scripts/make_concepts.py
 ## What it reaches
 
 On {captions} held-out scenes. In brackets: 95% bootstrap intervals, over scenes or, for the concept rows, over
-concepts. "Right" is what the judge answers zero-shot: each class is the mean of the judge's features of all captions
-that tell it, so the accuracy on real renders of the same captions is the ceiling. Place is asked only where the
-caption names one.
+concepts. "Right" is what the judge answers zero-shot: of captions that differ in nothing but this one fact, averaged
+over wordings, the one most similar to the image. Its accuracy on real renders of the same captions is the ceiling:
+where that is low, the row says more about the judge than about the model. Place is asked only where the caption names
+one.
 
 | what | wanted | measured | met | |
 |---|---|---|---|---|
@@ -101,15 +102,17 @@ class Picture:
 
 
 def model_parts(folders: Mapping[str, Path]) -> list[tuple[str, int, int]]:
-    """(name, parameters, bytes) of every weight file in the folders, read from the files themselves."""
-    found = []
+    """(name, parameters, bytes) of every model in the folders, its shards together, read from the files themselves."""
+    found: dict[str, tuple[int, int]] = {}
     for title, folder in folders.items():
         for path in sorted(folder.rglob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 parameters = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
             inside = path.parent.relative_to(folder)
-            found.append((title if inside == Path() else f"{title}: {inside}", parameters, path.stat().st_size))
-    return found
+            name = title if inside == Path() else f"{title}: {inside}"
+            before = found.get(name, (0, 0))
+            found[name] = (before[0] + parameters, before[1] + path.stat().st_size)
+    return [(name, *sizes) for name, sizes in found.items()]
 
 
 def _parts_table(parts: Sequence[tuple[str, int, int]]) -> str:

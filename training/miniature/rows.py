@@ -23,7 +23,7 @@ from ...utils.prompts import fill
 from . import vae
 from .captions import caption, full_caption
 from .concepts import PHOTOS, ConceptPhotos, render_concept
-from .judge import QUESTIONS, Judge, ZeroShot, nearest_concept, prompt_bank, retrieval_rates, truth
+from .judge import QUESTIONS, Judge, answers, choices, nearest_concept, retrieval_rates, truth
 from .workbench import Painter, Results, digest, images_digest
 from .world import Scene, World
 
@@ -126,19 +126,22 @@ def retrieval(bench: Bench, pool: int) -> dict[str, Any]:
 
 def text_to_image(bench: Bench) -> dict[str, Any]:
     """truth: question -> right answers; real, generated: the judge's answers and the similarity to the caption."""
+    categories = list(bench.world.categories)
 
     def measure() -> dict[str, Any]:
-        exam = ZeroShot(bench.judge, bench.world.categories)
         texts = bench.judge.text_features(bench.known.captions)
 
         def judged(images: Sequence[Image.Image]) -> dict[str, Any]:
             features = bench.judge.image_features(images)
-            return {"answers": exam.answers(features), "similarity": (features * texts).sum(1).tolist()}
+            return {
+                "answers": answers(bench.judge.text_features, features, bench.known.scenes, categories),
+                "similarity": (features * texts).sum(1).tolist(),
+            }
 
-        answers = [truth(scene) for scene in bench.known.scenes]
+        truths = [truth(scene) for scene in bench.known.scenes]
         return {
             "captions": bench.known.captions,
-            "truth": {question: [answer[question] for answer in answers] for question in QUESTIONS},
+            "truth": {question: [right[question] for right in truths] for question in QUESTIONS},
             "real": judged(bench.known.renders),
             "generated": judged(bench.generated),
         }
@@ -148,7 +151,7 @@ def text_to_image(bench: Bench) -> dict[str, Any]:
         "judge": bench.judge_model,
         "data": bench.known.digest,
         "sampling": bench.sampling,
-        "bank": digest(prompt_bank(bench.world.categories)),
+        "choices": digest([choices(scene, q, categories) for scene in bench.known.scenes for q in QUESTIONS]),
     }
     return bench.results.get("text_to_image", inputs, measure)
 
