@@ -1,4 +1,4 @@
-"""Render the photos of the miniature's held-out concepts.
+"""Render the photos of the miniature's held-out concepts, and the pictures in its held-out style.
 
     python scripts/make_concepts.py [--folder input_configs/concepts] [--pixels 64] [--font NotoColorEmoji.ttf]
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from neti.training.miniature.concepts import write_concepts
+    from neti.training.miniature.concepts import write_concepts, write_style
     from neti.training.miniature.world import World
     from neti.utils.errors import UserError, exit_on_user_error
 except ModuleNotFoundError as missing:
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except FileNotFoundError as error:
         raise UserError(str(error)) from None
     write_concepts(world, arguments.folder, arguments.pixels)
+    write_style(world, arguments.folder.with_name("styles") / "old_print", arguments.pixels)
     print(f"done: {arguments.folder}")
 
 

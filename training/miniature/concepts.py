@@ -10,7 +10,7 @@ from PIL import Image
 from ...utils.errors import UserError
 from ...utils.yaml_text import load_yaml
 from .objects import CONCEPTS
-from .world import World, concept_scenes
+from .world import World, concept_scenes, style_scenes
 
 INDEX = "concepts.yaml"
 PHOTOS = 5
@@ -84,6 +84,13 @@ def write_concepts(world: World, folder: Path, pixels: int) -> None:
         example_category=CONCEPTS[example][0],
     )
     (folder / "README.md").write_text(readme)
+
+
+def write_style(world: World, folder: Path, pixels: int) -> None:
+    """Render the pictures in the held-out style to `folder`/<k>.png. The same files every time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, scene in enumerate(style_scenes(world)):
+        world.render(scene, pixels).save(folder / f"{k}.png", optimize=True)
 
 
 def read_concepts(folder: Path) -> list[ConceptPhotos]:
