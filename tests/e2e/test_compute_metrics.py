@@ -1,0 +1,258 @@
+"""`scripts/compute_metrics.py` on a tiny random CLIP: numbers against a naive computation, files, and refusals."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from tiny_judge import generate, photos, picture, recipe, save_clip, save_vit
+
+from neti.models.judge import CLIPJudge
+from neti.utils.image_files import read_metadata, write_png
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compute_metrics.py"
+PROMPTS = ("A photo of a {}", "{} on a beach")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line the user is told; loading bars may stand before it."""
+        assert self.code == 2, self.err
+        [line] = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert self.err.splitlines()[-1] == line, "something follows the error"
+        return line
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture
+def keys(tmp_path: Path, judge_folder: Path) -> dict[str, Any]:
+    """Three photos, and two prompts x two truncations x three seeds of NeTI."""
+    photos(tmp_path / "photos", range(100, 103))
+    recipes = [recipe(prompt=p, truncation=t, seed=s) for p in PROMPTS for t in (None, 8) for s in range(3)]
+    generate(tmp_path / "neti", recipes)
+    return {
+        "concepts": [f"toy | toy | {tmp_path / 'photos'}"],
+        "runs": [f"NeTI | toy | {tmp_path / 'neti'}"],
+        "judge": str(judge_folder),
+        "output_dir": str(tmp_path / "metrics"),
+        "cache_dir": str(tmp_path / "cache"),
+        "device": "cpu",
+        "bootstrap_samples": 200,
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path, keys: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> Run:
+    spec = importlib.util.spec_from_file_location("metrics_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run_script(**changes: object) -> Result:
+        path = tmp_path / "metrics.yaml"
+        path.write_text(yaml.safe_dump({**keys, **changes}), encoding="utf-8")
+        capsys.readouterr()
+        code = script.main(["--config_path", str(path)])
+        return Result(code, *capsys.readouterr())
+
+    return run_script
+
+
+def measured(result: Result, tmp_path: Path) -> dict[str, Any]:
+    assert result.code == 0, result.err
+    return json.loads((tmp_path / "metrics" / "metrics.json").read_text(encoding="utf-8"))
+
+
+def row(record: dict[str, Any], method: str, **place: object) -> dict[str, Any]:
+    wanted = {"concept": "toy", "truncation": None, "prompt": None, **place, "method": method}
+    [found] = [row for row in record["rows"] if all(row[key] == value for key, value in wanted.items())]
+    return found
+
+
+def test_numbers_are_those_of_a_naive_computation(run: Run, tmp_path: Path, judge_folder: Path) -> None:
+    record = measured(run(), tmp_path)
+    judge = CLIPJudge.from_pretrained(str(judge_folder))
+    training = judge.image_features([picture(k, 48, 40) for k in range(100, 103)]).double().numpy()
+    texts = judge.text_features(["A photo of a ", " on a beach"]).double().numpy()
+    # pictures 0-2: first prompt, all units; 3-5: its 8 units; 6-8 and 9-11: the same of the second
+    groups = [judge.image_features([picture(k) for k in range(s, s + 3)]).double().numpy() for s in (0, 3, 6, 9)]
+    for truncation, of_prompt in ((None, (0, 2)), (8, (1, 3))):
+        pairs = [float(g @ t) for k in of_prompt for g in groups[k] for t in training]
+        told = [float(g @ texts[n]) for n, k in enumerate(of_prompt) for g in groups[k]]
+        spread = [
+            1 - np.mean([g[i] @ g[j] for i in range(3) for j in range(i)]) for g in (groups[k] for k in of_prompt)
+        ]
+        total = row(record, "NeTI", truncation=truncation)
+        assert total["images"] == 6
+        assert total["image_similarity"]["mean"] == pytest.approx(np.mean(pairs), abs=1e-6)
+        assert total["text_similarity"]["mean"] == pytest.approx(np.mean(told), abs=1e-6)
+        assert total["diversity"]["mean"] == pytest.approx(np.mean(spread), abs=1e-6)
+        for metric in ("image_similarity", "text_similarity"):
+            assert total[metric]["low"] < total[metric]["mean"] < total[metric]["high"]
+        for n, k in enumerate(of_prompt):
+            one = row(record, "NeTI", truncation=truncation, prompt=PROMPTS[n])
+            assert one["image_similarity"]["mean"] == pytest.approx((groups[k] @ training.T).mean(), abs=1e-6)
+            assert one["text_similarity"]["mean"] == pytest.approx((groups[k] @ texts[n]).mean(), abs=1e-6)
+
+    rail = row(record, "training images")
+    assert rail["images"] == 3 and rail["kind"] == "rail"
+    assert rail["image_similarity"]["mean"] == pytest.approx((training @ training.T).mean(), abs=1e-6)
+    assert rail["text_similarity"]["mean"] == pytest.approx((training @ texts.T).mean(), abs=1e-6)
+
+
+def test_replacing_the_placeholder_changes_the_text_alone(run: Run, tmp_path: Path, judge_folder: Path) -> None:
+    removed = row(measured(run(), tmp_path), "NeTI", prompt=PROMPTS[1])
+    record = measured(run(placeholder="replaced"), tmp_path)
+    replaced = row(record, "NeTI", prompt=PROMPTS[1])
+    judge = CLIPJudge.from_pretrained(str(judge_folder))
+    images = judge.image_features([picture(k) for k in (6, 7, 8)])
+    expected = float((images @ judge.text_features(["toy on a beach"]).T).mean())
+    assert replaced["text_similarity"]["mean"] == pytest.approx(expected, abs=1e-6)
+    assert replaced["text_similarity"] != removed["text_similarity"]
+    assert replaced["image_similarity"] == removed["image_similarity"]
+    assert record["protocol"]["placeholder"] == "replaced"
+
+
+def test_what_is_written_and_printed(run: Run, tmp_path: Path, judge_folder: Path) -> None:
+    result = run()
+    record = measured(result, tmp_path)
+    assert {path.name for path in (tmp_path / "metrics").iterdir()} == {"metrics.json", "metrics.csv", "metrics.png"}
+    protocol = record["protocol"]
+    assert protocol["judge"] == str(judge_folder) and protocol["judge_digest"].startswith("sha256:")
+    assert (protocol["pooling"], protocol["resizing"], protocol["placeholder"]) == ("projected", "pil", "removed")
+    assert record["sources"]["generated"][0]["recipe"]["scheduler"] == "dpmsolver++"
+    with open(tmp_path / "metrics" / "metrics.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(record["rows"]) == 2 * (1 + 2) + 1
+    assert all(line["resizing"] == "pil" and line["judge_digest"] == protocol["judge_digest"] for line in lines)
+    with Image.open(tmp_path / "metrics" / "metrics.png") as plot:
+        assert plot.width > 1000 and "placeholder removed" in plot.info["Description"]
+        colours = np.asarray(plot.convert("RGB")).reshape(-1, 3)
+    assert (colours == (0, 114, 178)).all(axis=1).sum() > 200, "the method's line is drawn"
+    table = [line for line in result.out.splitlines() if line.startswith(("NeTI", "training images"))]
+    assert [line.split()[2] for line in table[:2]] == ["all", "8"]
+    assert "placeholder removed" in result.out and str(tmp_path / "metrics" / "metrics.csv") in result.out
+
+
+def test_a_second_call_gives_the_same_numbers_from_the_cache(run: Run, tmp_path: Path) -> None:
+    first = measured(run(), tmp_path)
+    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert len(entries) == 15
+    assert measured(run(batch_size=4), tmp_path) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == entries
+
+
+def test_methods_concepts_rails_and_dino_together(run: Run, tmp_path: Path, keys: dict[str, Any]) -> None:
+    photos(tmp_path / "cats", range(110, 114))
+    both = [recipe(prompt=p, seed=s, concept="sha256:11") for p in PROMPTS for s in range(2)]
+    plain = [recipe(prompt=p.replace("{}", "toy"), seed=s, concept="", placeholder="") for p in PROMPTS for s in (0, 1)]
+    runs = [
+        *keys["runs"],
+        f"NeTI | cat | {generate(tmp_path / 'neti cat', both, 30)}",
+        f"XTI | toy | {generate(tmp_path / 'xti', both[:2], 40)}",
+        f"XTI | toy | {generate(tmp_path / 'xti more', both[2:], 42)}",
+    ]
+    result = run(
+        concepts=[*keys["concepts"], f"cat | cat | {tmp_path / 'cats'}"],
+        runs=runs,
+        prompt_only=[f"toy | {generate(tmp_path / 'plain', plain, 50)}"],
+        dino=str(save_vit(tmp_path / "vit")),
+        print_prompts=True,
+    )
+    record = measured(result, tmp_path)
+    over = row(record, "NeTI", concept=None)
+    parts = [row(record, "NeTI", concept=name) for name in ("toy", "cat")]
+    for metric in ("image_similarity", "text_similarity", "dino_similarity", "diversity"):
+        assert over[metric]["mean"] == pytest.approx(np.mean([part[metric]["mean"] for part in parts]))
+    assert (over["concepts"], over["images"]) == (2, 10)
+    assert not [r for r in record["rows"] if r["concept"] is None and r["truncation"] == 8]
+    assert "NeTI, toy, 8 units: no images of cat" in result.out
+    assert row(record, "XTI")["images"] == 4, "two folders of one method and concept are one set"
+    rail = row(record, "prompt only", prompt=PROMPTS[1])
+    assert rail["images"] == 2 and rail["kind"] == "rail", "the word in its prompt is the methods' {}"
+    assert row(record, "training images", concept=None)["concepts"] == 2
+    assert record["protocol"]["dino_pooling"] == "cls"
+
+
+def test_withheld_images_are_left_out_and_told(run: Run, tmp_path: Path) -> None:
+    generate(tmp_path / "neti", [recipe(seed=7)], 60, withheld_by="safety checker")
+    result = run()
+    assert row(measured(result, tmp_path), "NeTI")["images"] == 6
+    assert "note: NeTI, toy: 1 images that the safety checker withheld are left out" in result.out
+
+
+def refused(result: Result, tmp_path: Path) -> str:
+    assert not (tmp_path / "metrics").exists(), "nothing is written"
+    return result.error
+
+
+def test_missing_and_empty_folders(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "nowhere does not exist" in refused(run(runs=[f"NeTI | toy | {tmp_path / 'nowhere'}"]), tmp_path)
+    assert "nowhere does not exist" in refused(run(concepts=[f"toy | toy | {tmp_path / 'nowhere'}"]), tmp_path)
+    assert "no generated images" in refused(run(runs=[f"NeTI | toy | {tmp_path / 'empty'}"]), tmp_path)
+    assert "holds no image" in refused(run(concepts=[f"toy | toy | {tmp_path / 'empty'}"]), tmp_path)
+
+
+def test_images_without_a_recipe(run: Run, tmp_path: Path) -> None:
+    foreign = tmp_path / "neti" / PROMPTS[0] / "9.png"
+    picture(0).save(foreign)
+    assert f"{foreign} carries no recipe" in refused(run(), tmp_path)
+    write_png(picture(0), foreign, {"recipe": {"prompt": 3}})
+    assert f"{foreign} carries no recipe" in refused(run(), tmp_path)
+
+
+def test_a_folder_that_mixes_concepts_or_ways_of_generating(run: Run, tmp_path: Path) -> None:
+    folder = generate(tmp_path / "neti", [recipe(seed=8, concept="sha256:99", steps=30)])
+    error = refused(run(), tmp_path)
+    assert "concept 'sha256:99' there, 'sha256:00' here" in error or "concept 'sha256:00' there" in error
+    generate(folder, [recipe(seed=8, steps=30)])
+    assert "steps 30 there, 50 here" in refused(run(), tmp_path)
+
+
+def test_an_image_counts_once(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "neti" / PROMPTS[0] / "0.png"
+    write_png(picture(0), source.with_name("copy.png"), read_metadata(source) or {})
+    assert "an image counts once" in refused(run(), tmp_path)
+
+
+def test_a_prompt_only_image_of_a_prompt_that_no_run_has(run: Run, tmp_path: Path) -> None:
+    folder = generate(tmp_path / "plain", [recipe(prompt="A statue of toy", placeholder="")])
+    assert "no run of toy has the prompt 'A statue of toy'" in refused(run(prompt_only=[f"toy | {folder}"]), tmp_path)
+
+
+def test_unknown_judges(run: Run, tmp_path: Path) -> None:
+    assert "judge './nowhere': no such folder" in refused(run(judge="./nowhere"), tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "cannot be loaded" in refused(run(judge=str(tmp_path / "empty")), tmp_path)
+    assert "could not be fetched" in refused(run(judge="neti-tests/no-such-model"), tmp_path)
+
+
+def test_from_the_command_line(tmp_path: Path, keys: dict[str, Any]) -> None:
+    arguments = [f"--{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in keys.items()]
+    command = [sys.executable, str(SCRIPT), *arguments, "--resizing", "tensor"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "metrics" / "metrics.json").read_text())["protocol"]["resizing"] == "tensor"

@@ -1,0 +1,198 @@
+"""The metrics on cases worked out by hand, their intervals, and how scores become rows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neti.training.metrics_config import MetricsConfig
+from neti.utils.config_io import parse_config
+from neti.utils.errors import UserError
+from neti.utils.metric_rows import Cell, Kind, Row, metric_rows, unequal_sets
+from neti.utils.metrics import (
+    DIVERSITY,
+    IMAGE,
+    TEXT,
+    Bootstrap,
+    Estimate,
+    PlaceholderRule,
+    diversity,
+    image_scores,
+    judged_text,
+    text_scores,
+)
+from neti.utils.metrics_report import Report
+
+PROTOCOL = {
+    "judge": "tiny",
+    "judge_digest": "sha256:00",
+    "pooling": "projected",
+    "resizing": "pil",
+    "placeholder": "removed",
+    "dino": None,
+}
+
+
+def unit_rows(rows: int, width: int, seed: int) -> np.ndarray:
+    features = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def test_a_case_worked_out_by_hand() -> None:
+    training = np.array([[1.0, 0.0], [0.0, 1.0]])
+    generated = np.array([[1.0, 0.0], [0.6, 0.8]])
+    np.testing.assert_allclose(image_scores(generated, training), [0.5, 0.7])  # (1+0)/2, (0.6+0.8)/2
+    np.testing.assert_allclose(text_scores(generated, np.array([0.0, 1.0])), [0.0, 0.8])
+    assert diversity(generated) == pytest.approx(0.4)  # 1 - 0.6
+    assert diversity(generated[:1]) is None
+    assert diversity(np.repeat(generated[1:], 3, axis=0)) == pytest.approx(0.0)
+
+
+def test_image_similarity_is_the_mean_of_all_pairwise_cosines() -> None:
+    generated, training = unit_rows(7, 16, 0), unit_rows(5, 16, 1)
+    cosines = [float(g.astype(float) @ t.astype(float)) for g in generated for t in training]
+    assert image_scores(generated, training).mean() == pytest.approx(sum(cosines) / 35, abs=1e-12)
+
+
+def test_diversity_is_over_pairs_of_different_images() -> None:
+    features = unit_rows(6, 16, 2).astype(float)
+    pairs = [features[i] @ features[j] for i in range(6) for j in range(i)]
+    assert diversity(features) == pytest.approx(1 - np.mean(pairs), abs=1e-7)
+
+
+def test_the_placeholder_is_removed_or_replaced() -> None:
+    prompt = "A photo of {} on a beach"
+    assert judged_text(prompt, PlaceholderRule.removed, "toy") == "A photo of  on a beach"
+    assert judged_text(prompt, PlaceholderRule.replaced, "toy") == "A photo of toy on a beach"
+
+
+def test_an_interval_is_that_of_the_mean() -> None:
+    scores = np.random.default_rng(0).normal(0.7, 0.05, size=200)
+    estimate = Bootstrap(samples=4000).estimate(scores)
+    reach = 1.96 * scores.std() / np.sqrt(200)
+    assert estimate.mean == pytest.approx(scores.mean())
+    assert estimate.low == pytest.approx(scores.mean() - reach, abs=0.1 * reach)
+    assert estimate.high == pytest.approx(scores.mean() + reach, abs=0.1 * reach)
+    assert Bootstrap(samples=4000).estimate(scores) == estimate
+    assert Bootstrap(samples=4000, seed=1).estimate(scores) != estimate
+
+
+def test_one_score_has_no_interval_and_equal_ones_have_an_empty_one() -> None:
+    assert Bootstrap().estimate(np.array([0.5])) == Estimate(0.5)
+    assert Bootstrap().estimate(np.full(9, 0.5)) == Estimate(0.5, 0.5, 0.5)
+
+
+def test_over_concepts_each_counts_the_same_and_their_differences_widen_the_interval() -> None:
+    random = np.random.default_rng(0)
+    groups = [random.normal(mean, 0.01, size) for mean, size in ((0.6, 10), (0.7, 1000), (0.8, 10))]
+    estimate = Bootstrap().estimate_over_groups(groups)
+    assert estimate.mean == pytest.approx(np.mean([group.mean() for group in groups]))
+    assert estimate.low is not None and estimate.high is not None
+    assert 0.58 < estimate.low < 0.65 and 0.75 < estimate.high < 0.82  # in 1 of 27 resamples one concept stands alone
+    alike = Bootstrap().estimate_over_groups([groups[0]] * 3)
+    assert alike.low is not None and alike.high is not None
+    assert 0 < alike.high - alike.low < 0.02, "the images' own spread is resampled too"
+
+
+def cell(method: str, concept: str, truncation: int | None, prompts: tuple[str, ...], level: float = 0.5) -> Cell:
+    scores = {IMAGE: np.array([level, level]), TEXT: np.array([0.2, 0.3]), DIVERSITY: np.array([0.1])}
+    by_prompt = {prompt: (2, scores) for prompt in prompts}
+    return Cell(Kind.run, method, concept, truncation, 2 * len(prompts), scores, by_prompt)
+
+
+def test_rows_over_concepts_need_all_concepts_of_the_method() -> None:
+    cells = [cell("A", "cat", None, ("p",), 0.4), cell("A", "dog", None, ("p",), 0.6), cell("A", "cat", 8, ("p",))]
+    rows = metric_rows([*cells, cell("B", "cat", None, ("p",))], Bootstrap())
+    (over,) = [row for row in rows if row.concept is None]
+    assert (over.method, over.truncation, over.concepts, over.images) == ("A", None, 2, 4)
+    assert over.estimates[IMAGE].mean == pytest.approx(0.5)
+    assert sum(row.prompt == "p" for row in rows) == 4
+    (note,) = unequal_sets(cells)
+    assert note.startswith("A, cat, 8 units: no images of dog")
+
+
+def test_different_prompts_are_noted() -> None:
+    (note,) = unequal_sets([cell("A", "cat", None, ("p", "q")), cell("B", "cat", None, ("p",))])
+    assert note.startswith("B, cat, all units: no image of 'q'")
+    assert not unequal_sets([cell("A", "cat", None, ("p",)), cell("B", "dog", None, ("q",))])
+
+
+def report(cells: list[Cell]) -> Report:
+    return Report(PROTOCOL, {}, metric_rows(cells, Bootstrap()), [])
+
+
+def test_the_table_is_aligned_and_leaves_prompts_to_those_who_ask() -> None:
+    shown = report([cell("A long name", "cat", None, ("p", "q")), cell("B", "cat", 16, ("p", "q"))])
+    lines = shown.table().splitlines()
+    assert len(lines) == 4
+    place = lines[0].index("image similarity") + len("image similarity")
+    assert lines[2][:place].endswith("0.500 [0.500, 0.500]") and lines[3][:place].endswith("0.500 [0.500, 0.500]")
+    assert len(shown.table(prompts=True).splitlines()) == 2 + 2 + 4
+
+
+def test_every_file_tells_the_protocol(tmp_path: Path) -> None:
+    shown = report([cell("A", "cat", 16, ("p, with a comma",))])
+    shown.write_csv(tmp_path / "m.csv")
+    shown.write_json(tmp_path / "m.json")
+    with open(tmp_path / "m.csv", newline="", encoding="utf-8") as file:
+        total, line = list(csv.DictReader(file))
+    assert (total["prompt"], line["prompt"], line["truncation"]) == ("", "p, with a comma", "16")
+    assert float(line["text_similarity"]) == 0.25 and line["diversity_low"] == "" and line["dino_similarity"] == ""
+    assert {key: line[key] for key in ("judge", "placeholder")} == {"judge": "tiny", "placeholder": "removed"}
+    record = json.loads((tmp_path / "m.json").read_text())
+    assert record["protocol"] == PROTOCOL
+    assert record["rows"][1]["image_similarity"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+
+
+def test_the_headline_is_over_concepts_where_there_are_several() -> None:
+    shown = report([cell("A", "cat", None, ("p",)), cell("A", "dog", None, ("p",)), cell("B", "cat", 8, ("p",))])
+
+    def place(row: Row) -> tuple[str, str | None, int | None]:
+        return row.method, row.concept, row.truncation
+
+    assert [place(row) for row in shown.headline] == [("B", "cat", 8), ("A", None, None)]
+
+
+ENOUGH = ["--concepts", "toy | toy | data/toy", "--runs", "NeTI | toy | out"]
+
+
+def test_entries_are_columns() -> None:
+    config = parse_config(MetricsConfig, [*ENOUGH, "--prompt_only", "toy|plain"])
+    assert config.concept_sources == [("toy", "toy", Path("data/toy"))]
+    assert config.run_sources == [("NeTI", "toy", Path("out"))]
+    assert config.prompt_only_sources == [("prompt only", "toy", Path("plain"))]
+
+
+def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_config(MetricsConfig, ["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{field.name} " in shown for field in dataclasses.fields(MetricsConfig))
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (ENOUGH[:2], "no runs given; write runs: "),
+        (ENOUGH[2:], "no concepts given; write concepts: "),
+        ([*ENOUGH, "--runs", "NeTI | out"], "runs: 'NeTI | out' must read \"method | concept | folder"),
+        ([*ENOUGH, "--runs", "NeTI |  | out"], "runs: 'NeTI |  | out' must read"),
+        ([*ENOUGH, "--runs", "NeTI | cat | out"], "runs: 'cat' (out) is not among concepts: toy"),
+        ([*ENOUGH, "--runs", "prompt only | toy | out"], "runs: 'prompt only' is the name of a rail"),
+        ([*ENOUGH, "--prompt_only", "cat | out"], "prompt_only: 'cat' (out) is not among concepts: toy"),
+        ([*ENOUGH, "--concepts", '["toy | toy | a", "toy | toy | b"]'], "concepts: 'toy' is there twice"),
+        ([*ENOUGH, "--placeholder", "kept"], "placeholder = 'kept' (command line): must be one of: removed, replaced"),
+        ([*ENOUGH, "--resizing", "torch"], "resizing = 'torch' (command line): must be one of: pil, tensor"),
+    ],
+)
+def test_a_mistake_is_one_line(argv: list[str], expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config(MetricsConfig, argv)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(expected)
