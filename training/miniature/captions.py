@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...utils.prompts import OBJECT_TEMPLATES
+from .objects import COLOURS
 from .world import Scene
 
 Rng = np.random.Generator
@@ -37,19 +38,26 @@ STYLE_WORDS: dict[str, tuple[str, ...]] = {
     "sand": ("A sand sculpture of {}", "A sculpture of {} made of sand"),
     "graffiti": ("Colorful graffiti of {}", "Graffiti of {} on a wall"),
 }
+CENTRED = ("icon", "statue")  # styles that fix the object's place and size
 COLOURLESS = ("statue", "sand", "manga")  # styles in which a colour word would be a lie
 
 
 def _noun(scene: Scene, rng: Rng) -> str:
     """The object as words without article, at most one colour, pattern, size word and one name."""
     look, words = scene.look, []
-    if scene.count == 1 and rng.random() < 0.5:
+    if scene.count == 1 and scene.style not in CENTRED and rng.random() < 0.5:
         words += ["small"] if scene.size < 0.55 else ["big"] if scene.size > 0.8 else []
     if look.pattern and rng.random() < 0.75:
         words.append(look.pattern)
     if look.colour and scene.style not in COLOURLESS and rng.random() < 0.75:
         words.append(look.colour)
-    return " ".join([*words, look.name if rng.random() < 0.5 else look.category])
+    natural = look.colour is None and scene.style not in COLOURLESS
+    honest = natural or not any(colour in look.name for colour in COLOURS)  # a recoloured "brown bear" is just a bear
+    return " ".join([*words, look.name if rng.random() < 0.5 and honest else look.category])
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
 
 
 def _plural(noun: str) -> str:
@@ -62,11 +70,11 @@ def _subject(scene: Scene, rng: Rng) -> str:
         return f"two {_plural(noun) if rng.random() < 0.6 else noun}"
     if rng.random() < 0.35:  # the paper's prompts name the concept without an article
         return noun
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" if rng.random() < 0.7 else f"the {noun}"
+    return f"{_article(noun)} {noun}" if rng.random() < 0.7 else f"the {noun}"
 
 
 def _position(scene: Scene, rng: Rng) -> str:
-    if scene.count == 2 or scene.size > 0.75 or rng.random() < 0.5:
+    if scene.count == 2 or scene.style in CENTRED or scene.size > 0.75 or rng.random() < 0.5:
         return ""
     if abs(scene.x) > 0.6:
         return " on the left" if scene.x < 0 else " on the right"
@@ -76,16 +84,15 @@ def _position(scene: Scene, rng: Rng) -> str:
 def _from_template(scene: Scene, rng: Rng) -> str | None:
     """One of the training recipe's 27 object templates, where it tells the truth."""
     template = str(rng.choice(OBJECT_TEMPLATES))
-    light = {"dark": "dark", "bright": "bright"}.get(scene.light or "")
-    if light and rng.random() < 0.8:
-        template = f"a {light} photo of the {{}}"
-    elif ("dark" in template or "bright" in template) and light is None:
+    if scene.light and rng.random() < 0.8:
+        template = f"a {scene.light} photo of the {{}}"
+    elif any(light in template and light != scene.light for light in ("dark", "bright")):
         return None
     if "rendition" in template or "rendering" in template or scene.count == 2:
         return None
     if ("close-up" in template or "cropped" in template) and scene.size < 0.75:
         return None
-    if "small" in template and scene.size > 0.6:
+    if ("small" in template and scene.size > 0.6) or ("large" in template and scene.size < 0.6):
         return None
     return template.format(_noun(scene, rng))
 
@@ -99,17 +106,15 @@ def caption(scene: Scene, rng: Rng) -> str:
             return f"{text} {rng.choice(PLACE_WORDS[scene.place])}" if told else text
     words = STYLE_WORDS[scene.style]
     text = str(words[0] if rng.random() < 0.55 else rng.choice(words)).format(_subject(scene, rng))
-    if (scene.style == "photo" and scene.place != "plain" and rng.random() < 0.9) or (
-        scene.style != "photo" and scene.place != "plain" and rng.random() < 0.6
-    ):
+    tell_place = 0.25 if scene.place == "plain" and scene.style == "photo" else 0.9 if scene.style == "photo" else 0.6
+    if (scene.place != "plain" or scene.style == "photo") and rng.random() < tell_place:
         text += f" {rng.choice(PLACE_WORDS[scene.place])}"
-    elif scene.place == "plain" and scene.style == "photo" and rng.random() < 0.25:
-        text += f" {rng.choice(PLACE_WORDS['plain'])}"
     return text + _position(scene, rng)
 
 
 def full_caption(scene: Scene) -> str:
     """The caption of the reports: style, place, count and category told, nothing else."""
-    subject = f"two {_plural(scene.look.category)}" if scene.count == 2 else f"a {scene.look.category}"
+    category = scene.look.category
+    subject = f"two {_plural(category)}" if scene.count == 2 else f"{_article(category)} {category}"
     text = STYLE_WORDS[scene.style][0].format(subject)
     return text if scene.place == "plain" else f"{text} {PLACE_WORDS[scene.place][0]}"
