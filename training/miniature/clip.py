@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,8 @@ def normalise(pixels: Tensor) -> Tensor:
 
 def preprocessing(model: CLIPModel) -> dict[str, object]:
     """``normalise`` as the CLIPImageProcessor config that belongs beside the weights."""
-    side = model.config.vision_config.image_size
+    vision: Any = model.config.vision_config
+    side = vision.image_size
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -112,7 +114,8 @@ def train(
     device: str = "cpu",
 ) -> CLIPModel | None:
     """Symmetric InfoNCE over image and caption batches; None when the time slice ended first."""
-    model = build(settings, tokenizer, images.shape[1]).to(device)
+    model: Any = build(settings, tokenizer, images.shape[1])
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     average = loop.EMA(model, 0.995)
 

@@ -17,6 +17,10 @@ def _vary(rng: Rng, colour: Colour, amount: int = 14) -> Colour:
     return int(shifted[0]), int(shifted[1]), int(shifted[2])
 
 
+def _whole(rng: Rng, low: int, high: int) -> int:
+    return int(rng.integers(low, high))
+
+
 def _gradient(top: Colour, bottom: Colour) -> Image.Image:
     t = np.linspace(0, 1, SIZE)[:, None, None]
     rows = np.array(top) * (1 - t) + np.array(bottom) * t
@@ -49,7 +53,7 @@ def jungle(rng: Rng) -> Image.Image:
             width=int(rng.integers(3, 8)),
         )
     for _ in range(46):
-        x, y, r = rng.integers(-10, SIZE + 10), rng.integers(-10, SIZE + 10), rng.integers(8, 19)
+        x, y, r = (_whole(rng, *span) for span in ((-10, SIZE + 10), (-10, SIZE + 10), (8, 19)))
         draw.ellipse([x - r, y - r // 2, x + r, y + r // 2], fill=_vary(rng, (30, 120, 45), 36))
     return image
 
@@ -99,7 +103,7 @@ def moon(rng: Rng) -> Image.Image:
     ground = _horizon(rng)
     draw.ellipse([-50, ground, SIZE + 50, ground + 160], fill=_vary(rng, (168, 168, 172)))
     for _ in range(9):
-        x, y, r = rng.integers(0, SIZE), rng.integers(ground + 10, SIZE + 6), rng.integers(4, 13)
+        x, y, r = (_whole(rng, *span) for span in ((0, SIZE), (ground + 10, SIZE + 6), (4, 13)))
         draw.ellipse([x - r, y - r // 3, x + r, y + r // 3], fill=_vary(rng, (128, 128, 134), 8))
     return image
 
@@ -156,7 +160,7 @@ def sea(rng: Rng) -> Image.Image:
         )
     draw.ellipse([-40, SIZE - 14, SIZE + 40, SIZE + 40], fill=_vary(rng, (196, 178, 122)))
     for _ in range(14):
-        x, y, r = rng.integers(0, SIZE), rng.integers(0, SIZE - 16), rng.integers(2, 6)
+        x, y, r = (_whole(rng, *span) for span in ((0, SIZE), (0, SIZE - 16), (2, 6)))
         draw.ellipse([x - r, y - r, x + r, y + r], outline=(205, 240, 252), width=2)
     return image
 

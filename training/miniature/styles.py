@@ -128,6 +128,7 @@ def remake(obj: Image.Image, style: str, rng: Rng) -> Image.Image:
         ]
         / 255
     )
+    rgb: np.ndarray
     if style == "statue":
         rgb = np.array([84, 86, 92]) * (1 - grey) + np.array([214, 214, 210]) * grey
     elif style == "sand":

@@ -5,6 +5,7 @@ pretraining both are frozen for good.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ class MatmulAttention:
     """Attention as two matrix products: PyTorch's fused CPU kernel is ten times slower in a bf16 backward pass."""
 
     def __call__(
-        self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
     ) -> Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         batch, tokens, width = hidden_states.shape
@@ -103,8 +104,9 @@ def for_cpu_training(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def text_tower(clip: CLIPModel) -> CLIPTextModel:
     """CLIP A's text tower as a CLIPTextModel of its own, with A's weights."""
-    clip.config.text_config._attn_implementation = "eager"  # as in clip.build: fast in bf16 on a CPU
-    tower = CLIPTextModel(clip.config.text_config)
+    config: Any = clip.config.text_config
+    config._attn_implementation = "eager"  # as in clip.build: fast in bf16 on a CPU
+    tower = CLIPTextModel(config)
     own = tower.state_dict()
     source = clip.text_model.state_dict()
     tower.load_state_dict({name: source[name.removeprefix("text_model.")] for name in own})
@@ -123,11 +125,12 @@ def train(
     device: str = "cpu",
 ) -> tuple[UNet2DConditionModel, CLIPTextModel] | None:
     """Denoising with min-SNR weights on moments [count,2,4,h,w]; averaged models, None when the slice ended first."""
-    text = text.to(device).train()
+    tower: Any = text.train()
+    tower.to(device)
     unet = unet.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device == "cpu":
         for_cpu_training(unet)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": list(unet.parameters()), "peak": config.learning_rate},
         {"params": list(text.parameters()), "peak": config.text_learning_rate},
     ]
