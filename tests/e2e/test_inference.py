@@ -18,12 +18,13 @@ import pytest
 import torch
 import yaml
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor
+
 from neti.models.backbone import Backbone
 from neti.models.concept import Concept
 from neti.models.methods import NeTI, NeTIConfig
 from neti.utils.image_files import read_metadata
-from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inference.py"
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
