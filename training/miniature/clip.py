@@ -78,7 +78,7 @@ def preprocessing(model: CLIPModel) -> dict[str, object]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": side},
-        "resample": 3,
+        "resample": 1,
         "do_center_crop": True,
         "crop_size": {"height": side, "width": side},
         "do_rescale": True,
