@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import DDPMScheduler
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -93,23 +95,32 @@ def _load_part(part: str, path: Path, dtype: torch.dtype, with_weights: bool) ->
             return CLIPTextModel(CLIPTextConfig.from_pretrained(path))
     model_class: Any = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}[part]
     if with_weights:
-        return model_class.from_pretrained(path, torch_dtype=dtype)  # raises by itself if weights are missing
+        with _without_progress_bars():
+            return model_class.from_pretrained(path, torch_dtype=dtype)  # raises by itself if weights are missing
     with torch.device("meta"):
         return model_class.from_config(model_class.load_config(path))
 
 
 def _text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # a bar over a second's work is noise in a script's output
-    try:
+    with _without_progress_bars():
         loaded: Any = CLIPTextModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
     model, info = loaded
     if info["missing_keys"]:  # transformers fills them with random numbers and only warns
         raise ValueError(f"weights are missing, such as {min(info['missing_keys'])}")
     return model
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """A bar over a second's work is noise in a script's output."""
+    libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
