@@ -29,10 +29,15 @@ class Recording:
         return tuple(slice(*bounds) for bounds in self.facts["selection"].get(name, []))
 
     def compare(self, name: str, actual: Tensor) -> float:
-        """Largest absolute difference between the recording and the same entries of the full tensor `actual`."""
+        """Largest absolute difference between the recording and the same entries of the full tensor `actual`.
+
+        Also printed: `pytest tests/parity -rA` shows what was found.
+        """
         selected = actual[self.entries(name)]
         assert selected.shape == self[name].shape, name
-        return (selected.detach() - self[name]).abs().max().item()
+        difference = (selected.detach() - self[name]).abs().max().item()
+        print(f"{name}: {difference:.1e}")
+        return difference
 
 
 def read_recording(case: str) -> Recording:
