@@ -46,7 +46,7 @@ class LogConfig(Config):
     logging_dir: Path = Path("logs")
     # tensorboard, wandb, comet_ml, all or none; metrics.jsonl is written in any case
     report_to: Tracker = Tracker.tensorboard
-    # Keep only this many saved steps, the newest ones; unset keeps all
+    # Keep only this many resumable states, the newest ones (concepts are never deleted); unset keeps all
     checkpoints_total_limit: Optional[int] = setting(None, at_least=1)
     # Precision of saved concept files: fp32 (about 2.15 MiB on SD v1.4) or fp16 (half of it)
     concept_dtype: ConceptDtype = ConceptDtype.fp32
