@@ -115,7 +115,7 @@ class Backbone:
             pieces = ", ".join(repr(piece) for piece in self.tokenizer.convert_ids_to_tokens(ids)) or "no token"
             raise UserError(
                 f"super category {word!r}: {len(ids)} tokens ({pieces}), one is needed; choose a simpler word, or "
-                "allow the mean of the tokens' embeddings"
+                "allow the mean of the tokens' embeddings (data.super_category_rule: mean)"
             )
         table: nn.Embedding = self.text_encoder.embeddings.token_embedding
         rows = table.weight[ids].detach().float()
