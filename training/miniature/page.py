@@ -53,7 +53,7 @@ tower. The judge is a second CLIP, trained from another seed, that generation ne
 ## Train it again
 
 ```bash
-python scripts/pretrain_miniature.py --config_path input_configs/miniature_cpu.yaml   # some hours on two CPU cores
+python scripts/pretrain_miniature.py --config_path input_configs/miniature_cpu.yaml   # hours on two CPU cores
 python scripts/pretrain_miniature.py --config_path input_configs/miniature_gpu.yaml   # the larger world, on a GPU
 ```
 
