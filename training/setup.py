@@ -72,7 +72,7 @@ def set_up(
             )
     else:
         method = METHODS[config.model.method].create(
-            _method_config(config.model),
+            method_config(config.model),
             num_layers=backbone.num_layers,
             initial_embedding=embedding.cpu(),
             generator=torch.Generator().manual_seed(dataset.seed),
@@ -93,7 +93,7 @@ def _check_resolution(config: RunConfig, backbone: Backbone) -> None:
         )
 
 
-def _method_config(model: ModelConfig) -> Any:
+def method_config(model: ModelConfig) -> Any:
     """The method's own config, from those of the model settings that it has."""
     settings = {
         "hidden_dim": model.mapper_hidden_dim,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -84,3 +85,23 @@ def test_a_broken_base_model_is_told_from_a_broken_concept(tiny_backbone: Backbo
         next(concept.method.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(UserError, match="the concept itself holds NaN"):
         list(generate(tiny_backbone, concept, [RECIPE]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "Oil painting of {}"},
+        {"negative_prompt": "a painting"},
+        {"seed": 1},
+        {"truncation": 2},
+        {"steps": 3},
+        {"guidance_scale": 1.0},
+        {"scheduler": "ddim"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_entry_of_a_recipe_changes_the_image(
+    tiny_backbone: Backbone, concept: Concept, change: dict[str, Any]
+) -> None:
+    plain, changed = generate(tiny_backbone, concept, [RECIPE, replace(RECIPE, **change)])
+    assert plain.image.tobytes() != changed.image.tobytes()
