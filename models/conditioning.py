@@ -24,12 +24,13 @@ class ConceptVectors:
     words [L|1, B|1, D]: replaces the placeholder's token embedding. A 1 says "does not depend on the layer" (or on the
         timestep), and the text encoder then runs once, not L (or B) times.
     bypass, same shape, or None: direction added to the placeholder's state before the final LayerNorm.
-    bypass_alpha: length of that shift, as a fraction of the state's own norm.
+    bypass_alpha: length of that shift, as a fraction of the state's own norm: one number, or one per layer and timestep
+        [L|1, B|1, 1] where several concepts share a placeholder.
     """
 
     words: Tensor
     bypass: Tensor | None = None
-    bypass_alpha: float = 0.2
+    bypass_alpha: float | Tensor = 0.2
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,10 @@ def condition(
             values = values.clone() if values is keys else values
             rows, positions = torch.nonzero(tokens.slots[placeholder].expand(batch, -1), as_tuple=True)
             bypass = concept.bypass.expand(-1, batch, -1)[:, rows].to(device)  # [L|1,slots,D]
-            shifted = add_bypass(states[:, rows, positions], bypass, concept.bypass_alpha)
+            alpha = concept.bypass_alpha
+            if isinstance(alpha, Tensor):
+                alpha = alpha.expand(-1, batch, -1)[:, rows].to(device)  # [L|1,slots,1]
+            shifted = add_bypass(states[:, rows, positions], bypass, alpha)
             values[:, rows, positions] = final_norm(text_encoder, shifted)
     return SpaceTimeConditioning(keys=keys, values=values)
 

@@ -40,10 +40,11 @@ def final_norm(text_encoder: CLIPTextModel, states: Tensor) -> Tensor:
     return text_encoder.final_layer_norm(states)
 
 
-def add_bypass(states: Tensor, bypass: Tensor, alpha: float) -> Tensor:
+def add_bypass(states: Tensor, bypass: Tensor, alpha: float | Tensor) -> Tensor:
     """Textual bypass (NeTI, section 4): h + alpha * ||h|| * v / ||v||, and h where v = 0.
 
-    states h, bypass v: broadcastable to [...,D]. Only the direction of v counts. In float32, returned in h's dtype.
+    states h, bypass v: broadcastable to [...,D]; alpha: a number, or [...,1]. Only the direction of v counts.
+    In float32, returned in h's dtype.
     """
     h = states.float()
     direction = torch.nn.functional.normalize(bypass.float(), dim=-1)

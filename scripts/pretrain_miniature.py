@@ -1,6 +1,7 @@
 """Train the bundled miniature Stable Diffusion from nothing; call again to go on after any interruption.
 
     python scripts/pretrain_miniature.py --config_path input_configs/miniature_cpu.yaml [--minutes 10] [--key value ...]
+    torchrun --nproc_per_node 2 scripts/pretrain_miniature.py --config_path input_configs/miniature_cpu.yaml
 
 Drawing the world needs the font Noto Color Emoji (Debian package fonts-noto-color-emoji); using the miniature does not.
 """
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 try:
+    from neti.training.miniature import parallel
     from neti.training.miniature.pretrain import MiniatureConfig, pretrain
     from neti.utils.config_io import parse_config
     from neti.utils.errors import exit_on_user_error
@@ -23,7 +25,10 @@ except ModuleNotFoundError as missing:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stages that are not finished yet."""
     config = parse_config(MiniatureConfig, sys.argv[1:] if argv is None else argv)
-    if pretrain(config):
+    finished = pretrain(config)
+    if parallel.rank() > 0:
+        return
+    if finished:
         print(f"done: {config.output_dir}/sd and {config.output_dir}/judge")
     else:
         print("stopped before the end: run the same command again to go on")

@@ -162,3 +162,15 @@ def test_mismatched_arguments_are_refused(tiny_backbone: Backbone) -> None:
         condition(tiny_backbone.text_encoder, tokens, {}, L)
     with pytest.raises(ValueError, match="1 or 16 layers"):
         condition(tiny_backbone.text_encoder, tokens, {"<toy>": vectors(12, 1)}, L)
+
+
+def test_alpha_may_differ_from_layer_to_layer_and_time_to_time(tiny_backbone: Backbone) -> None:
+    words, bypass = vectors(L, 3).words, vectors(L, 3).bypass
+    alpha = torch.rand(L, 3, 1, generator=torch.Generator().manual_seed(1))
+    tokens = tokenize(tiny_backbone.tokenizer, [PROMPT], ["<toy>"])
+    encoder = tiny_backbone.text_encoder
+    together = condition(encoder, tokens, {"<toy>": ConceptVectors(words, bypass, alpha)}, L)
+    for layer, b in ((0, 0), (6, 2), (15, 1)):
+        single = ConceptVectors(words, bypass, float(alpha[layer, b]))
+        expected = condition(encoder, tokens, {"<toy>": single}, L).values[layer, b]
+        torch.testing.assert_close(together.values[layer, b], expected, rtol=1e-4, atol=1e-5)

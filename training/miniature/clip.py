@@ -1,6 +1,6 @@
 """Two small CLIP models, trained contrastively on the world: A conditions the U-Net, B is only ever the judge."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ class CLIPSettings(Config):
     steps: int = 1200
     batch: int = 128
     learning_rate: float = 1e-3
+    # Share of the batches whose scenes have one place and style, so that only the object can tell their captions apart
+    alike: float = 0.5
     seed: int = 21
 
 
@@ -105,15 +107,28 @@ def tokenise(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return batch["input_ids"]
 
 
+def draw(grounds: Sequence[np.ndarray], count: int, settings: CLIPSettings, random: torch.Generator) -> np.ndarray:
+    """The scenes of one batch, sorted: any of ``count``, or (hard negatives) any of one place and style."""
+    anywhere = torch.randint(count, (settings.batch,), generator=random)
+    if float(torch.rand((), generator=random)) >= settings.alike:
+        return anywhere.sort().values.numpy()
+    ground = grounds[int(torch.randint(len(grounds), (), generator=random))]
+    return np.sort(ground[(anywhere % len(ground)).numpy()])
+
+
 def train(
     settings: CLIPSettings,
     tokenizer: CLIPTokenizer,
     images: np.ndarray,
     captions: Captions,
+    grounds: Sequence[np.ndarray],
     part: loop.Slice,
     device: str = "cpu",
 ) -> CLIPModel | None:
-    """Symmetric InfoNCE over image and caption batches; None when the time slice ended first."""
+    """Symmetric InfoNCE over image and caption batches; None when the time slice ended first.
+
+    images: uint8 [count,H,W,3]; grounds: the indices of the scenes of each place and style, together all of them.
+    """
     model: Any = build(settings, tokenizer, images.shape[1])
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
@@ -121,7 +136,7 @@ def train(
 
     def step(number: int) -> dict[str, float]:
         random = loop.generator(settings.seed, number)
-        chosen = torch.randint(len(images), (settings.batch,), generator=random).sort().values.numpy()
+        chosen = draw(grounds, len(images), settings, random)
         pixels = normalise(augment(data.to_tensor(images[chosen]), random)).to(device)
         ids = tokenise(tokenizer, captions(chosen, number)).to(device)
         for group in optimizer.param_groups:

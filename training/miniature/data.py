@@ -24,6 +24,14 @@ def scenes(world: World, count: int, *, held_out: bool = False) -> list[Scene]:
     return [world.scene(HELD_OUT_SEED, index, held_out=index % 3 == 0) for index in range(count)]
 
 
+def grounds(chosen: list[Scene]) -> list[np.ndarray]:
+    """The indices of the scenes of each (place, style) that occurs."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for index, scene in enumerate(chosen):
+        found.setdefault((scene.place, scene.style), []).append(index)
+    return [np.array(indices) for indices in found.values()]
+
+
 def _render_chunk(chunk: list[Scene], world: World, pixels: int) -> np.ndarray:
     return np.stack([np.asarray(world.render(scene, pixels)) for scene in chunk])
 

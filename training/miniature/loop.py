@@ -17,16 +17,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import parallel
+
 
 @dataclass(frozen=True)
 class Slice:
-    """Where a stage keeps its checkpoint and how long this call may run. ``minutes`` None: to the end."""
+    """Where a stage keeps its checkpoint and how long this call may run.
+
+    minutes: None to run to the end; shared: whether all processes take part, or only this one.
+    """
 
     folder: Path
     name: str
     minutes: float | None = None
     save_every: int = 500
     log_every: int = 50
+    shared: bool = False
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -74,6 +80,11 @@ def save_atomically(payload: Any, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def _say(line: str) -> None:
+    if parallel.rank() == 0:
+        print(line, flush=True)
+
+
 def run(part: Slice, state: Mapping[str, Any], total: int, step: Callable[[int], dict[str, float]]) -> bool:
     """Run ``step(0..total-1)`` from the last checkpoint on. True when the stage is finished."""
     checkpoint = part.folder / f"{part.name}.pt"
@@ -83,10 +94,11 @@ def run(part: Slice, state: Mapping[str, Any], total: int, step: Callable[[int],
         for name, thing in state.items():
             thing.load_state_dict(saved[name])
         start = int(saved["step"])
-        print(f"{part.name}: resumed at step {start}/{total}", flush=True)
+        _say(f"{part.name}: resumed at step {start}/{total}")
 
     def save(done: int) -> None:
-        save_atomically({"step": done, **{name: thing.state_dict() for name, thing in state.items()}}, checkpoint)
+        if parallel.rank() == 0:
+            save_atomically({"step": done, **{name: thing.state_dict() for name, thing in state.items()}}, checkpoint)
 
     began, sums = time.monotonic(), dict[str, float]()
     for count, number in enumerate(range(start, total), 1):
@@ -97,13 +109,14 @@ def run(part: Slice, state: Mapping[str, Any], total: int, step: Callable[[int],
             means = "  ".join(f"{key} {value / part.log_every:.4f}" for key, value in sums.items())
             rate = count / elapsed
             left = (total - number - 1) / rate / 60
-            print(f"{part.name} {number + 1}/{total}  {means}  {rate:.2f} steps/s  {left:.0f} min left", flush=True)
+            _say(f"{part.name} {number + 1}/{total}  {means}  {rate:.2f} steps/s  {left:.0f} min left")
             sums = {}
         done = number + 1
         out_of_time = part.minutes is not None and time.monotonic() - began > part.minutes * 60
+        out_of_time = parallel.first_says(out_of_time) if part.shared else out_of_time
         if done % part.save_every == 0 or done == total or out_of_time:
             save(done)
         if out_of_time and done < total:
-            print(f"{part.name}: time slice used, stopped at step {done}/{total}", flush=True)
+            _say(f"{part.name}: time slice used, stopped at step {done}/{total}")
             return False
     return True

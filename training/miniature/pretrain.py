@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from ...utils.choices import Choice
 from ...utils.config_io import Config
 from ...utils.config_values import setting
-from . import captions, clip, data, loop, tokenizer, unet, vae
+from . import captions, clip, data, loop, parallel, tokenizer, unet, vae
 from .clip import CLIPSettings
 from .unet import UNetConfig
 from .vae import VAEConfig
@@ -76,8 +76,52 @@ class Models(NamedTuple):
     text: CLIPTextModel
 
 
+class Prepared(NamedTuple):
+    """What the U-Net's training needs: all images [count,H,W,3], and moments and captions of the drawn categories."""
+
+    models: Models
+    images: np.ndarray
+    moments: torch.Tensor
+    captions: clip.Captions
+
+
 def pretrain(config: MiniatureConfig) -> bool:
-    """Run all stages that are not finished. True when the models stand in ``output_dir``, False when time ran out."""
+    """Run all stages that are not finished. True when the models stand in ``output_dir``, False when time ran out.
+
+    Several processes (``parallel``) share the U-Net's training; the first one runs all else while the others wait.
+    """
+    ready = _prepare(config) if parallel.start() == 0 else None
+    if not parallel.first_says(ready is not None):
+        return False
+    ready = ready or _prepare(config)  # finished by the first process: only read here
+    assert ready is not None
+    folder, models = config.work_dir, ready.models
+    part = loop.Slice(folder, "unet", config.minutes, save_every=100, shared=True)
+    scaling = models.autoencoder.config["scaling_factor"]
+    trained = unet.train(
+        config.unet,
+        ready.moments,
+        scaling,
+        models.denoiser,
+        models.text,
+        models.words,
+        ready.captions,
+        part,
+        config.device,
+    )
+    if trained is None or parallel.rank() > 0:
+        return trained is not None
+    part = loop.Slice(folder, "vae_decoder", config.minutes)
+    refined = vae.refine_decoder(models.autoencoder, config.vae, ready.images, part, config.device)
+    if refined is None:
+        return False
+    export(config.output_dir, Models(models.words, refined, models.judge, *trained))
+    (config.output_dir / "training.json").write_text(json.dumps(_plain(asdict(config)), indent=1) + "\n")
+    return True
+
+
+def _prepare(config: MiniatureConfig) -> Prepared | None:
+    """The data, and all models as they are when the U-Net's training begins; None when time ran out."""
     folder = config.work_dir
     world = World.create(config.scale.value, str(config.font) if config.font else None)
     scenes = data.scenes(world, config.scenes)
@@ -86,34 +130,20 @@ def pretrain(config: MiniatureConfig) -> bool:
     def told(chosen: np.ndarray, step: int) -> list[str]:
         return [captions.caption(scenes[k], np.random.default_rng((7, step, int(k)))) for k in chosen]
 
-    start = read_export(config.start_from) if config.start_from else _first_stages(config, images, told)
-    if start is None:
-        return False
-    words, autoencoder, judge, denoiser, text = start
-    moments = vae.encode_all(autoencoder, images, folder / "moments.pt", config.device)
-    scaling = autoencoder.config["scaling_factor"] if config.start_from else vae.scaling_factor(moments)
-    autoencoder.register_to_config(scaling_factor=scaling)
+    grounds = data.grounds(scenes)
+    models = read_export(config.start_from) if config.start_from else _first_stages(config, images, told, grounds)
+    if models is None:
+        return None
+    moments = vae.encode_all(models.autoencoder, images, folder / "moments.pt", config.device)
+    if config.start_from is None:
+        models.autoencoder.register_to_config(scaling_factor=vae.scaling_factor(moments))
     drawn = np.flatnonzero([s.look.category in (config.unet.categories or world.categories) for s in scenes])
-
-    def told_of_drawn(chosen: np.ndarray, step: int) -> list[str]:
-        return told(drawn[chosen], step)
-
-    part = loop.Slice(folder, "unet", config.minutes, save_every=100)
-    trained = unet.train(
-        config.unet, moments[drawn], scaling, denoiser, text, words, told_of_drawn, part, config.device
-    )
-    if trained is None:
-        return False
-    part = loop.Slice(folder, "vae_decoder", config.minutes)
-    refined = vae.refine_decoder(autoencoder, config.vae, images, part, config.device)
-    if refined is None:
-        return False
-    export(config.output_dir, Models(words, refined, judge, *trained))
-    (config.output_dir / "training.json").write_text(json.dumps(_plain(asdict(config)), indent=1) + "\n")
-    return True
+    return Prepared(models, images, moments[drawn], lambda chosen, step: told(drawn[chosen], step))
 
 
-def _first_stages(config: MiniatureConfig, images: np.ndarray, told: clip.Captions) -> Models | None:
+def _first_stages(
+    config: MiniatureConfig, images: np.ndarray, told: clip.Captions, grounds: list[np.ndarray]
+) -> Models | None:
     """Tokenizer, autoencoder and both CLIPs, trained, and a new U-Net; None when time ran out."""
     folder = config.work_dir
     if not (folder / "tokenizer" / "vocab.json").exists():
@@ -125,11 +155,11 @@ def _first_stages(config: MiniatureConfig, images: np.ndarray, told: clip.Captio
     if autoencoder is None:
         return None
     part = loop.Slice(folder, "clip_text", config.minutes, save_every=200, log_every=25)
-    conditioner = clip.train(config.text, words, images, told, part, config.device)
+    conditioner = clip.train(config.text, words, images, told, grounds, part, config.device)
     if conditioner is None:
         return None
     part = loop.Slice(folder, "clip_judge", config.minutes, save_every=200, log_every=25)
-    judge = clip.train(config.judge, words, images, told, part, config.device)
+    judge = clip.train(config.judge, words, images, told, grounds, part, config.device)
     if judge is None:
         return None
     text = unet.text_tower(conditioner)
