@@ -38,6 +38,7 @@ class NeTIMapper(nn.Module):
         num_layers: int,
         width: int,
         hidden_dim: int,
+        num_frequencies: int,
         num_time_anchors: int,
         use_positional_encoding: bool,
         output_bypass: bool,
@@ -55,7 +56,7 @@ class NeTIMapper(nn.Module):
         self.input_layer: nn.Module
         if use_positional_encoding:
             num_anchors = num_time_anchors * num_layers  # 160 on SD 1.x
-            self.encoding = TimeLayerEncoding()
+            self.encoding = TimeLayerEncoding(num_frequencies)
             self.input_layer = nn.Linear(self.encoding.width, num_anchors)
         else:
             num_anchors = 2

@@ -6,40 +6,40 @@ import torch
 from torch import Tensor, nn
 
 NUM_TIMESTEPS = 1000  # of every Stable Diffusion noise schedule
-NUM_FREQUENCIES = 1024
+NUM_FREQUENCIES = 1024  # the paper's
 
 
 class TimeLayerEncoding(nn.Module):
-    """Random Fourier features of (t, l): [sin(w x); cos(w x)] / 32 with x = (t, l), of norm 1.
+    """Random Fourier features of (t, l): [sin(w x); cos(w x)] / sqrt(F) with x = (t, l), of norm 1.
 
-    The frequencies w [1024,2] are drawn once (`draw`), never trained, and saved with the concept as a buffer. Their
-    scales sigma_t and sigma_l say how far in t and l two points still look alike: <PE(x), PE(y)> is close to
-    exp(-(sigma_t dt)^2 / 2) * exp(-(sigma_l dl)^2 / 2).
+    F = `num_frequencies`, 1024 in the paper. The frequencies w [F,2] are drawn once (`draw`), never trained, and saved
+    with the concept as a buffer. Their scales sigma_t and sigma_l say how far in t and l two points still look alike:
+    <PE(x), PE(y)> is close to exp(-(sigma_t dt)^2 / 2) * exp(-(sigma_l dl)^2 / 2).
     """
 
     frequencies: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, num_frequencies: int = NUM_FREQUENCIES) -> None:
         super().__init__()
-        self.width = 2 * NUM_FREQUENCIES
-        self.register_buffer("frequencies", torch.zeros(NUM_FREQUENCIES, 2))
+        self.width = 2 * num_frequencies
+        self.register_buffer("frequencies", torch.zeros(num_frequencies, 2))
 
     def draw(self, sigma_t: float, sigma_l: float, generator: torch.Generator | None = None) -> None:
         """Draw w: column 0 ~ N(0, sigma_t^2) for t, column 1 ~ N(0, sigma_l^2) for l."""
         sigmas = torch.tensor([sigma_t, sigma_l])
-        self.frequencies.copy_(torch.randn(NUM_FREQUENCIES, 2, generator=generator) * sigmas)
+        self.frequencies.copy_(torch.randn(self.frequencies.shape, generator=generator) * sigmas)
 
     def forward(self, t: Tensor, l: Tensor) -> Tensor:  # noqa: E741  (the paper's symbol)
-        """t, l: raw values, broadcastable to [...]. Returns [..., 2048] in float32.
+        """t, l: raw values, broadcastable to [...]. Returns [..., 2F] in float32.
 
         Float32 whatever the compute dtype: w*t reaches about 30 rad, where half precision is off by 0.01-0.03 rad.
         """
         w = self.frequencies.float()
         phase = t.float()[..., None] * w[:, 0] + l.float()[..., None] * w[:, 1]
-        return torch.cat([phase.sin(), phase.cos()], dim=-1) / NUM_FREQUENCIES**0.5
+        return torch.cat([phase.sin(), phase.cos()], dim=-1) / len(w) ** 0.5
 
     def anchors(self, num_time_anchors: int, num_layers: int) -> Tensor:
-        """Encodings of a grid of anchors, [num_time_anchors * L, 2048]; t is the outer loop, l the inner one.
+        """Encodings of a grid of anchors, [num_time_anchors * L, 2F]; t is the outer loop, l the inner one.
 
         They are the initial weight of the mapper's first layer, whose output then starts as the similarity of (t, l) to
         each anchor.

@@ -137,6 +137,8 @@ class ModelConfig(Config):
     use_positional_encoding: bool = True
     # Bandwidths of the positional encoding: {sigma_t: 0.03, sigma_l: 2.0}
     pe_sigmas: PESigmas = field(default_factory=PESigmas)
+    # Random frequencies of the positional encoding, which has a sine and a cosine of each
+    num_pe_frequencies: int = setting(1024, at_least=1)
     # Timesteps whose encodings, at every layer, start the mapper's input layer
     num_pe_time_anchors: int = setting(10, at_least=1)
     # Also learn the textual bypass vector

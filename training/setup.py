@@ -100,6 +100,7 @@ def method_config(model: ModelConfig) -> Any:
         "use_positional_encoding": model.use_positional_encoding,
         "sigma_t": model.pe_sigmas.sigma_t,
         "sigma_l": model.pe_sigmas.sigma_l,
+        "num_frequencies": model.num_pe_frequencies,
         "num_time_anchors": model.num_pe_time_anchors,
         "output_bypass": model.output_bypass,
         "bypass_alpha": model.bypass_alpha,

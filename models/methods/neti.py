@@ -12,7 +12,7 @@ from ...utils.errors import UserError
 from ..conditioning import ConceptVectors
 from ..nested_dropout import draw_kept
 from ..neti_mapper import NeTIMapper, NormRule
-from ..positional_encoding import NUM_TIMESTEPS
+from ..positional_encoding import NUM_FREQUENCIES, NUM_TIMESTEPS
 from .base import Method
 
 
@@ -28,6 +28,7 @@ class NeTIConfig:
     use_positional_encoding: bool = True
     sigma_t: float = 0.03
     sigma_l: float = 2.0
+    num_frequencies: int = NUM_FREQUENCIES
     num_time_anchors: int = 10
     output_bypass: bool = True
     bypass_alpha: float = 0.2
@@ -45,6 +46,7 @@ class NeTIConfig:
         object.__setattr__(self, "norm_rule", NormRule(self.norm_rule))  # a word read from JSON becomes the choice
         for name, low, high in [
             ("hidden_dim", 1, 2**20),
+            ("num_frequencies", 1, 2**20),
             ("num_time_anchors", 1, NUM_TIMESTEPS),
             ("nested_dropout_prob", 0, 1),
         ]:
@@ -70,6 +72,7 @@ class NeTI(Method):
             num_layers=num_layers,
             width=text_width,
             hidden_dim=config.hidden_dim,
+            num_frequencies=config.num_frequencies,
             num_time_anchors=config.num_time_anchors,
             use_positional_encoding=config.use_positional_encoding,
             output_bypass=config.output_bypass,

@@ -16,6 +16,7 @@ CHANGED = ModelConfig(
     target_norm=0.7,
     use_positional_encoding=False,
     pe_sigmas=PESigmas(0.1, 3.0),
+    num_pe_frequencies=64,
     num_pe_time_anchors=5,
     output_bypass=False,
     bypass_alpha=0.1,

@@ -21,6 +21,15 @@ def test_has_norm_one_everywhere(encoding: TimeLayerEncoding) -> None:
     torch.testing.assert_close(out.norm(dim=-1), torch.ones(28, 16))
 
 
+def test_any_number_of_frequencies_has_norm_one() -> None:
+    few = TimeLayerEncoding(48)
+    few.draw(sigma_t=0.03, sigma_l=2.0, generator=torch.Generator().manual_seed(0))
+    out = few(torch.arange(0, 1000, 37)[:, None], torch.arange(16))
+    assert few.frequencies.shape == (48, 2) and out.shape == (28, 16, few.width) and few.width == 96
+    torch.testing.assert_close(out.norm(dim=-1), torch.ones(28, 16))
+    assert few.anchors(3, 16).shape == (48, 96)
+
+
 def test_similarity_is_a_gaussian_kernel_of_time_and_layer(encoding: TimeLayerEncoding) -> None:
     dt, dl = torch.meshgrid(torch.arange(0, 100, 5.0), torch.arange(0, 3.0), indexing="ij")
     similarity = encoding(300 + dt, 5 + dl) @ encoding(torch.tensor(300), torch.tensor(5))
