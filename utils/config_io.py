@@ -48,8 +48,10 @@ C = TypeVar("C", bound=Config)
 def parse_config(config_class: type[C], argv: Sequence[str]) -> C:
     """The config that `argv` describes: `[--config_path X.yaml] [--group.key value | --group.key=value | --flag] ...`.
 
-    The command line wins over the file. Raises one UserError that holds every mistake, one per line: first those of
-    single keys, then, if there are none, those across keys. `--help` prints all keys and exits.
+    --config_path may be given several times: a later file wins over an earlier one, so that a short file of a few keys
+    (a preset) goes on top of a whole recipe. The command line wins over the files.
+    Raises one UserError that holds every mistake, one per line: first those of single keys, then, if there are none,
+    those across keys. `--help` prints all keys and exits.
     """
     if {"-h", "--help"} & set(argv):
         ArgumentParser(config_class=config_class).parse_args(["--help"])
@@ -101,15 +103,15 @@ class _Reader:
         self.keys: dict[str, _Key] = {}  # by dotted name
         self.groups: list[str] = []
         self.problems: list[str] = []
+        self.files: list[str] = []
         self._list_keys(config_class, "")
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
         """The values as nested dicts, as far as they are right."""
         options = self._options(argv)
-        config_path = options.pop(pyrallis.utils.CONFIG_ARG, None)
         written: dict[str, _Written] = {}
-        if config_path is not None:
-            self._flatten(load_yaml(Path(config_path)), "", config_path, written)
+        for path in self.files:
+            self._flatten(load_yaml(Path(path)), "", path, written)
         for name, text in options.items():
             is_mapping = name in self.groups and text.lstrip().startswith("{")
             try:
@@ -122,7 +124,7 @@ class _Reader:
                 values[name] = self._value(name, raw, where)
             except UserError as error:
                 self.problems.append(str(error))
-        self._report_missing(written, config_path)
+        self._report_missing(written)
         return pyrallis.utils.deflatten(values)
 
     def _list_keys(self, config_class: type, prefix: str) -> None:
@@ -147,7 +149,9 @@ class _Reader:
             name, equals, text = word[2:].partition("=")
             name = name.replace("-", "_")
             following = rest[0] if rest and not rest[0].startswith("--") else None
-            if equals:
+            if name == pyrallis.utils.CONFIG_ARG and (equals or following is not None):
+                self.files.append(text if equals else rest.pop(0))
+            elif equals:
                 options[name] = text
             elif following is not None:
                 options[name] = rest.pop(0)
@@ -195,12 +199,12 @@ class _Reader:
         siblings = (known.removeprefix(prefix).split(".")[0] for known in self.keys if known.startswith(prefix))
         return f"allowed {f'in {group}' if prefix else 'here'}: {', '.join(dict.fromkeys(siblings))}"
 
-    def _report_missing(self, written: Mapping[str, _Written], config_path: str | None) -> None:
+    def _report_missing(self, written: Mapping[str, _Written]) -> None:
         told = " ".join(self.problems)  # a misspelt key explains itself: its right name is not reported missing as well
         for name, key in self.keys.items():
             required = key.field.default is dataclasses.MISSING and key.field.default_factory is dataclasses.MISSING
             if required and name not in written and name not in told:
-                file = config_path or "a YAML file (--config_path X.yaml)"
+                file = self.files[0] if self.files else "a YAML file (--config_path X.yaml)"
                 self.problems.append(f"{name} is missing; write it in {file} or pass --{name} VALUE")
 
 

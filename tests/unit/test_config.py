@@ -372,6 +372,22 @@ def test_all_mistakes_are_told_at_once() -> None:
     assert len(crossed) == 3
 
 
+def test_a_later_file_wins_over_an_earlier_one_and_the_command_line_over_both(tmp_path: Path) -> None:
+    recipe, preset = write(tmp_path, PUBLIC_YAML), tmp_path / "preset.yaml"
+    preset.write_text("model: {mapper_hidden_dim: 24, pe_sigmas: {sigma_l: 3}, num_pe_time_anchors: 2}")
+    both = ["--config_path", recipe, f"--config_path={preset}", "--model.num_pe_time_anchors", "7"]
+    plain, config = parse_config(RunConfig, ["--config_path", recipe]), parse_config(RunConfig, both)
+    changed = dataclasses.replace(
+        plain.model,
+        mapper_hidden_dim=24,
+        pe_sigmas=dataclasses.replace(plain.model.pe_sigmas, sigma_l=3.0),
+        num_pe_time_anchors=7,
+    )
+    assert config == dataclasses.replace(plain, model=changed)
+    preset.write_text("model: {mapper_hidden_dims: 24}")
+    assert f"unknown key model.mapper_hidden_dims = '24' ({preset})" in problem(*both)
+
+
 def test_a_wrong_method_is_told_by_the_parser() -> None:
     told = "must be one of: neti, textual_inversion, xti"
     assert problem("--model.method", "TI") == f"model.method = 'TI' (command line): {told}"
@@ -389,6 +405,7 @@ def test_settings_of_neti_are_not_ignored_by_other_methods(method: MethodName) -
         "target_norm": 0.5,
         "use_positional_encoding": False,
         "pe_sigmas": PESigmas(0.1, 2.0),
+        "num_pe_frequencies": 64,
         "num_pe_time_anchors": 5,
         "output_bypass": False,
         "norm_rule": NormRule.base,
