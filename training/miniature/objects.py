@@ -81,8 +81,6 @@ CONCEPTS: dict[str, tuple[str, str]] = {
     "teapot": ("cup", "🫖"),
     "sunflower": ("flower", "🌻"),
     "hibiscus": ("flower", "🌺"),
-    "ladybug": ("insect", "🐞"),
-    "purse": ("bag", "👛"),
 }
 
 # colour word -> (hue in turns or None for a grey, saturation gain, value gain)
