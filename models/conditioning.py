@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from .text_encoder import add_bypass, final_norm, token_embeddings, transformer_states
 from .tokens import Tokens, tokenize
+from .transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class SpaceTimeConditioning:
 
         Layer l, keys before values: rows (2l)*T ..(2l+1)*T hold its keys, (2l+1)*T ..(2l+2)*T its values.
         """
-        return torch.stack([self.keys, self.values], dim=1).permute(2, 0, 1, 3, 4).flatten(1, 3)
+        batch_first = [part.transpose(0, 1) for part in (self.keys, self.values)]  # views: the stack is the only copy
+        return torch.stack(batch_first, dim=2).flatten(1, 3)
 
 
 def condition(
@@ -70,9 +72,9 @@ def condition(
         )
 
     device = text_encoder.device
-    embeddings = token_embeddings(text_encoder, tokens.ids.to(device))[None]  # [1,B|1,T,D]
+    embeddings = token_embeddings(text_encoder, to_device(tokens.ids, device))[None]  # [1,B|1,T,D]
     for placeholder, concept in vectors.items():
-        slot = tokens.slots[placeholder].to(device)[None, :, :, None]
+        slot = to_device(tokens.slots[placeholder], device)[None, :, :, None]
         words = concept.words[:, :, None].to(embeddings)  # [L|1,B|1,1,D]
         embeddings = torch.where(slot, words, embeddings)  # [L|1,B,T,D]
 
@@ -83,7 +85,9 @@ def condition(
     for placeholder, concept in vectors.items():
         if concept.bypass is not None:
             values = values.clone() if values is keys else values
-            rows, positions = torch.nonzero(tokens.slots[placeholder].expand(batch, -1), as_tuple=True)
+            # looked up where the tokens are, on the CPU: on CUDA the host would have to wait for the answer
+            found = torch.nonzero(tokens.slots[placeholder].expand(batch, -1), as_tuple=True)
+            rows, positions = (to_device(index, device) for index in found)
             bypass = concept.bypass.expand(-1, batch, -1)[:, rows].to(device)  # [L|1,slots,D]
             alpha = concept.bypass_alpha
             if isinstance(alpha, Tensor):

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..models.tokens import tokenize
+from ..models.transfer import to_device
 from .dataset import ConceptDataset
 from .latent_cache import LatentCache
 from .objective import Batch
@@ -59,15 +60,9 @@ class Batches:
         posterior_noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         latents = self.latents.sample([s.image_id for s in shown], [s.flipped for s in shown], posterior_noise)
         return Batch(
-            latents=self._move(latents),
-            noise=self._move(noise),
-            timesteps=self._move(timesteps),
+            latents=to_device(latents, self.device),
+            noise=to_device(noise, self.device),
+            timesteps=to_device(timesteps, self.device),
             tokens=tokenize(self.tokenizer, [s.text for s in shown], [self.dataset.config.placeholder_token]),
             generators=generators,
         )
-
-    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
-        """To the device; through pinned memory on CUDA, so that the host does not wait for the work queued there."""
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -44,12 +45,16 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def vectors(
-        self, timesteps: Tensor, truncation: int | None = None, generator: torch.Generator | None = None
+        self,
+        timesteps: Tensor,
+        truncation: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> ConceptVectors:
         """The concept at `timesteps` [B] and all L layers, in float32, as ConceptVectors [L|1, B|1, D].
 
         truncation: how many units to keep, None for all; UserError outside 0..truncation_width.
-        generator: randomness of train mode (nested dropout); eval mode is deterministic.
+        generator: randomness of train mode (nested dropout); eval mode is deterministic. One per timestep makes what a
+            timestep draws independent of the others; they must be on the CPU.
         """
 
     def parameter_groups(self) -> list[dict[str, Any]]:

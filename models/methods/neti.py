@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ from ..conditioning import ConceptVectors
 from ..nested_dropout import draw_kept
 from ..neti_mapper import NeTIMapper, NormRule
 from ..positional_encoding import NUM_FREQUENCIES, NUM_TIMESTEPS
+from ..transfer import to_device
 from .base import Method
 
 
@@ -92,7 +94,10 @@ class NeTI(Method):
         return concept
 
     def vectors(
-        self, timesteps: Tensor, truncation: int | None = None, generator: torch.Generator | None = None
+        self,
+        timesteps: Tensor,
+        truncation: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> ConceptVectors:
         """M(t, l) of every layer at every timestep, in one call; see `Method.vectors`.
 
@@ -106,6 +111,8 @@ class NeTI(Method):
         l = torch.arange(self.num_layers, device=device)[:, None] if self.config.use_layer else origin  # noqa: E741
         kept: int | Tensor | None = truncation
         if truncation is None and self.training and self.config.use_nested_dropout:
-            kept = draw_kept(l.shape[0], t.shape[1], self.truncation_width, self.config.nested_dropout_prob, generator)
+            per_draw = 1 if isinstance(generator, Sequence) else t.shape[1]
+            drawn = draw_kept(l.shape[0], per_draw, self.truncation_width, self.config.nested_dropout_prob, generator)
+            kept = to_device(drawn, device)
         v_base, v_pass = self.mapper(t, l, kept)
         return ConceptVectors(words=v_base, bypass=v_pass, bypass_alpha=self.config.bypass_alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,10 @@ class TextualInversion(Method):
         return concept
 
     def vectors(
-        self, timesteps: Tensor, truncation: int | None = None, generator: torch.Generator | None = None
+        self,
+        timesteps: Tensor,
+        truncation: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> ConceptVectors:
         """The one vector [1, 1, D]; see `Method.vectors`."""
         self.check_truncation(truncation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,10 @@ class XTI(Method):
         return concept
 
     def vectors(
-        self, timesteps: Tensor, truncation: int | None = None, generator: torch.Generator | None = None
+        self,
+        timesteps: Tensor,
+        truncation: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> ConceptVectors:
         """The vector of each layer [L, 1, D]; see `Method.vectors`."""
         self.check_truncation(truncation)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers.models import UNet2DConditionModel
+from torch._dynamo.testing import CompileCounter
 
 from neti.models.backbone import Backbone
 from neti.models.methods import NeTI, NeTIConfig
@@ -17,14 +19,14 @@ MakeBackbone = Callable[..., Backbone]
 PROMPTS = ["a photo of a <toy>", "a <toy> and a <toy>", "a rendering of a <toy>"]
 
 
-def make_objective(backbone: Backbone) -> Objective:
+def make_objective(backbone: Backbone, compile_backend: Callable[..., object] | None = None) -> Objective:
     method = NeTI.create(
         NeTIConfig(nested_dropout_prob=1.0),
         num_layers=backbone.num_layers,
         initial_embedding=backbone.word_embedding("teddy"),
         generator=torch.Generator().manual_seed(0),
     )
-    return Objective(method, backbone, "<toy>").train()
+    return Objective(method, backbone, "<toy>", compile_backend).train()
 
 
 def make_batch(backbone: Backbone, first: int = 0, count: int = 3) -> Batch:
@@ -73,6 +75,45 @@ def test_nested_dropout_comes_from_the_samples_own_generators(tiny_backbone: Bac
     assert objective(make_batch(tiny_backbone)).item() == first
     objective.eval()
     assert objective(make_batch(tiny_backbone)).item() != first
+
+
+def test_one_call_of_mapper_and_text_encoder_serves_a_batch(tiny_backbone: Backbone) -> None:
+    objective = make_objective(tiny_backbone)
+    calls: list[tuple[str, int]] = []
+    mapper, encoder = objective.method.mapper, tiny_backbone.text_encoder
+    mapper.register_forward_pre_hook(lambda *_: calls.append(("mapper", 1)))
+    encoder.encoder.register_forward_pre_hook(
+        lambda _, __, inputs: calls.append(("text encoder", len(inputs["inputs_embeds"]))), with_kwargs=True
+    )
+    objective(make_batch(tiny_backbone))
+    assert calls == [("mapper", 1), ("text encoder", 16 * 3)]
+
+
+def test_a_compiled_unet_is_one_graph_with_the_same_gradients(make_tiny_backbone: MakeBackbone) -> None:
+    torch._dynamo.reset()
+    graphs = CompileCounter()  # runs the captured graph as it is
+    gradients = []
+    for backend in (None, graphs):
+        backbone = make_tiny_backbone()
+        torch.manual_seed(0)
+        backbone.unet = UNet2DConditionModel(  # three layers: tracing takes a second or two for each
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            cross_attention_dim=32,
+            sample_size=8,
+        ).requires_grad_(False)
+        objective = make_objective(backbone, backend)
+        losses = [objective(make_batch(objective.backbone)) for _ in range(2)]
+        losses[0].backward()
+        assert losses[0].item() == losses[1].item()
+        gradients.append({name: p.grad for name, p in objective.named_parameters()})
+    assert graphs.frame_count == 1, "a second step compiles nothing"
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
 
 
 def test_velocity_is_the_target_of_a_velocity_model(make_tiny_backbone: MakeBackbone) -> None:
