@@ -66,7 +66,10 @@ def _launch(config: RunConfig, accelerator: Accelerator) -> int:
     setup = set_up(config, dataset, device=device, parts=parts)
     plan = make_plan(config, setup, accelerator.num_processes)
     if accelerator.is_main_process:
-        print(describe(config, setup, plan, estimate(config, setup, plan)), flush=True)
+        memory = (
+            estimate(config, setup) if config.dry_run else None
+        )  # takes longer than the first steps on a small model
+        print(describe(config, setup, plan, memory), flush=True)
     if state is not None:
         source = run.state(state.step) if config.resume == "latest" else config.resume
         tell(

@@ -18,6 +18,7 @@ from transformers import CLIPTextModel
 
 from ..models.backbone import Backbone
 from ..models.conditioning import SpaceTimeConditioning
+from ..models.methods import Method
 from ..models.text_encoder import final_norm, transformer_states
 from ..models.unet_layers import install_space_time_attention
 
@@ -27,8 +28,9 @@ _TRAINED_COPIES = 4  # of every trained number: itself, its gradient, AdamW's tw
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes: `frozen` weights of all parts, `trained` parameters with gradients and moments, `activations` kept for the
-    backward pass of one micro-batch. Temporary working memory and the CUDA context come on top.
+    """Bytes: `frozen` weights of U-Net and text encoder (the VAE waits on the CPU), `trained` parameters with gradients
+    and moments, `activations` kept for the backward pass of one micro-batch. Temporary working memory and the CUDA
+    context come on top.
     """
 
     frozen: int
@@ -48,7 +50,7 @@ class MemoryEstimate:
 
 def estimate_memory(
     backbone: Backbone,
-    trained_parameters: int,
+    method: Method,
     *,
     dtype: torch.dtype,
     batch_size: int,
@@ -56,13 +58,14 @@ def estimate_memory(
     gradient_checkpointing: bool,
 ) -> MemoryEstimate:
     """Estimate one training step. Only the configs of the backbone's parts are used; its weights may be on "meta"."""
-    frozen = sum(
-        part.numel() for module in (backbone.unet, backbone.text_encoder, backbone.vae) for part in module.parameters()
-    )
+    frozen = sum(part.numel() for module in (backbone.unet, backbone.text_encoder) for part in module.parameters())
+    trained = sum(parameter.numel() for parameter in method.parameters())
+    with torch.no_grad():
+        layers = len(method.vectors(torch.zeros(1, dtype=torch.long)).words)  # 1: all layers share their text rows
     return MemoryEstimate(
         frozen=frozen * dtype.itemsize,
-        trained=trained_parameters * _TRAINED_COPIES * torch.float32.itemsize,
-        activations=_activations(backbone, dtype, batch_size, latent_side, gradient_checkpointing),
+        trained=trained * _TRAINED_COPIES * torch.float32.itemsize,
+        activations=_activations(backbone, layers, dtype, batch_size, latent_side, gradient_checkpointing),
     )
 
 
@@ -73,7 +76,9 @@ def enable_gradient_checkpointing(text_encoder: Any, unet: Any) -> None:
     text_encoder.train()  # transformers checkpoints in train mode only; CLIP has no dropout that this could switch on
 
 
-def _activations(backbone: Backbone, dtype: torch.dtype, batch: int, side: int, checkpointing: bool) -> int:
+def _activations(
+    backbone: Backbone, layers: int, dtype: torch.dtype, batch: int, side: int, checkpointing: bool
+) -> int:
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -85,11 +90,11 @@ def _activations(backbone: Backbone, dtype: torch.dtype, batch: int, side: int, 
                 enable_gradient_checkpointing(text_encoder, unet)
             counter = _SavedBytes(unet, text_encoder)
             with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda saved: saved):
-                rows = backbone.num_layers * batch
                 tokens = backbone.tokenizer.model_max_length
-                embeddings = torch.empty(rows, tokens, backbone.text_width, requires_grad=True)
+                embeddings = torch.empty(layers * batch, tokens, backbone.text_width, requires_grad=True)
                 states = transformer_states(text_encoder, embeddings)
-                encoded = final_norm(text_encoder, states).unflatten(0, (backbone.num_layers, batch))
+                encoded = final_norm(text_encoder, states).unflatten(0, (layers, batch))
+                encoded = encoded.expand(backbone.num_layers, -1, -1, -1)
                 packed = SpaceTimeConditioning(encoded, encoded).packed()
                 latents = torch.empty(batch, backbone.latent_channels, side, side)
                 unet(latents, torch.zeros(batch, dtype=torch.long), encoder_hidden_states=packed)

@@ -57,11 +57,11 @@ def make_plan(config: RunConfig, setup: Setup, processes: int) -> RunPlan:
     )
 
 
-def estimate(config: RunConfig, setup: Setup, plan: RunPlan) -> MemoryEstimate:
+def estimate(config: RunConfig, setup: Setup) -> MemoryEstimate:
     """The memory one training step will take on each device."""
     return estimate_memory(
         setup.backbone,
-        plan.trained_parameters,
+        setup.method,
         dtype=DTYPES[config.optim.mixed_precision],
         batch_size=config.optim.train_batch_size,
         latent_side=config.data.resolution // setup.backbone.vae_scale_factor,
@@ -69,8 +69,8 @@ def estimate(config: RunConfig, setup: Setup, plan: RunPlan) -> MemoryEstimate:
     )
 
 
-def describe(config: RunConfig, setup: Setup, plan: RunPlan, memory: MemoryEstimate) -> str:
-    """The plan as the table that is printed before training and by --dry_run."""
+def describe(config: RunConfig, setup: Setup, plan: RunPlan, memory: MemoryEstimate | None = None) -> str:
+    """The plan as the table that is printed before training and, with the memory it will take, by --dry_run."""
     data, optim, log, evaluation = config.data, config.optim, config.log, config.eval
     scaled = f" ({optim.learning_rate:g} x {plan.samples_per_step})" if optim.scale_lr else ""
     own_captions = sum(caption is not None for caption in setup.dataset.captions)
@@ -91,9 +91,10 @@ def describe(config: RunConfig, setup: Setup, plan: RunPlan, memory: MemoryEstim
         "learning rate": f"{plan.learning_rate:g}{scaled}, {optim.lr_scheduler}",
         "precision": f"{optim.mixed_precision} (mapper always float32), gradient checkpointing "
         f"{'on' if optim.gradient_checkpointing else 'off'}",
-        "memory": f"{memory} (estimate for one training step on each device)",
         "saves": f"every {log.save_steps} steps",
         "grids": grids,
     }
+    if memory is not None:
+        lines["memory"] = f"{memory} (estimate for one training step on each device)"
     notes = [f"note: {note}" for note in setup.dataset.notes]
     return "\n".join([*(f"{name:<14} {text}" for name, text in lines.items()), *notes])

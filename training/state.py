@@ -66,6 +66,7 @@ _FREE_KEYS = {
     "data.dataloader_num_workers",
     "model.mapper_checkpoint_path",
     "optim.device",
+    "optim.compile_unet",
     "optim.gradient_checkpointing",
 }
 _CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")  # with these, a run may be made longer

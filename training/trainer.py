@@ -56,12 +56,14 @@ class Trainer:
 
         if optim.gradient_checkpointing:
             enable_gradient_checkpointing(backbone.text_encoder, backbone.unet)
-        objective = Objective(setup.method.train(), backbone, config.data.placeholder_token)
+        compile_backend = "inductor" if optim.compile_unet else None
+        objective = Objective(setup.method.train(), backbone, config.data.placeholder_token, compile_backend)
         optimizer, self.schedule = make_optimizer(setup.method, optim, plan.learning_rate)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         if state is not None:
             self._restore(state)
         latents = LatentCache.build(backbone.vae, setup.dataset)
+        backbone.vae.to("cpu")  # needed again for validation grids only
         # batches are drawn on the CPU: the same numbers for every device
         latents.mean, latents.log_variance = latents.mean.cpu(), latents.log_variance.cpu()
         self.batches = Batches(
@@ -171,6 +173,7 @@ class Trainer:
         }
         if due and self.accelerator.is_main_process and not all(path.exists() for path in paths.values()):
             backbone, placeholder = self.setup.backbone, self.config.data.placeholder_token
+            backbone.vae.to(self.accelerator.device)
             try:
                 for truncation, grid in validation_grids(
                     backbone, self.setup.method, placeholder, evaluation, self.step
@@ -181,6 +184,8 @@ class Trainer:
                     )
             except NaNImageError as error:  # sampling may overflow in half precision where training does not
                 self.bar.write(f"warning: no validation grid at step {self.step}: {error}", file=sys.stderr)
+            finally:
+                backbone.vae.to("cpu")
         self.accelerator.wait_for_everyone()
 
     def _agree_to_stop(self, stop: GracefulStop) -> bool:

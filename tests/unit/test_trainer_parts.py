@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
 from neti.models.backbone import Backbone
-from neti.models.methods import NeTI, NeTIConfig
+from neti.models.methods import METHODS, NeTI, NeTIConfig
 from neti.models.sampling import NaNImageError
 from neti.models.tokens import tokenize
 from neti.training.config import EvalConfig, OptimConfig
@@ -134,26 +134,31 @@ def test_schedules_count_optimizer_steps(tiny_backbone: Backbone, schedule: LRSc
     assert (seen[9] == 0.01) == schedule.value.startswith("constant")
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_estimated_activations_are_those_a_real_step_keeps(tiny_backbone: Backbone, checkpointing: bool) -> None:
-    """The estimate's fake U-Net keeps for the backward pass what the real one does."""
+@pytest.mark.parametrize(("name", "checkpointing"), [("neti", False), ("neti", True), ("textual_inversion", False)])
+def test_estimated_activations_are_those_a_real_step_keeps(
+    tiny_backbone: Backbone, name: str, checkpointing: bool
+) -> None:
+    """The estimate's fake models keep for the backward pass what the real ones do."""
+    method = METHODS[name].create(
+        METHODS[name].config_class(),
+        num_layers=tiny_backbone.num_layers,
+        initial_embedding=tiny_backbone.word_embedding("teddy"),
+    )
     estimated = estimate_memory(
         tiny_backbone,
-        trained_parameters=1000,
+        method,
         dtype=torch.float32,
         batch_size=2,
         latent_side=8,
         gradient_checkpointing=checkpointing,
     )
-    weights = [
-        p for part in (tiny_backbone.unet, tiny_backbone.text_encoder, tiny_backbone.vae) for p in part.parameters()
-    ]
+    weights = [p for part in (tiny_backbone.unet, tiny_backbone.text_encoder) for p in part.parameters()]
     assert estimated.frozen == 4 * sum(p.numel() for p in weights)
-    assert estimated.trained == 16_000
+    assert estimated.trained == 16 * sum(p.numel() for p in method.parameters())
 
     if checkpointing:
         enable_gradient_checkpointing(tiny_backbone.text_encoder, tiny_backbone.unet)
-    objective = Objective(make_method(tiny_backbone), tiny_backbone, "<toy>")
+    objective = Objective(method, tiny_backbone, "<toy>")
     batch = Batch(
         latents=torch.zeros(2, 4, 8, 8),
         noise=torch.zeros(2, 4, 8, 8),
