@@ -55,6 +55,24 @@ def explicit_files(concept: Path, embeds: Path | None) -> ConceptFiles:
     return files
 
 
+def files_at(place: Path) -> ConceptFiles:
+    """The concept at a place that says by itself what it is: a run folder (its highest iteration), a `.safetensors`
+    file, or a mapper file of the public code with its embeddings file beside it. UserError as the others."""
+    if place.is_dir():
+        return find_files(place)
+    if place.suffix == ".safetensors":
+        return explicit_files(place, None)
+    if not MAPPER_NAME.fullmatch(place.name):
+        raise UserError(
+            f"no concept at {place}: give a .safetensors file, a mapper-steps-N.pt of the public code, or a "
+            "run's folder"
+        )
+    embeds = _embeds(place)
+    if not embeds.is_file():
+        raise UserError(f"{place} is a mapper of the public code and needs {embeds.name} beside it")
+    return explicit_files(place, embeds)
+
+
 def find_files(input_dir: Path, iteration: int | None = None) -> ConceptFiles:
     """The concept of `iteration` in a run folder, of the highest iteration when None.
 
@@ -67,9 +85,8 @@ def find_files(input_dir: Path, iteration: int | None = None) -> ConceptFiles:
     folders = [folder for folder in (input_dir, input_dir / "checkpoints") if folder.is_dir()]
     for folder in folders:
         for path in sorted(folder.iterdir()):
-            embeds = path.with_name(path.name.replace("mapper-", "learned_embeds-")).with_suffix(".bin")
-            if (match := MAPPER_NAME.fullmatch(path.name)) and embeds.is_file():
-                found.setdefault(int(match[1]), ConceptFiles(path, embeds, int(match[1])))
+            if (match := MAPPER_NAME.fullmatch(path.name)) and _embeds(path).is_file():
+                found.setdefault(int(match[1]), ConceptFiles(path, _embeds(path), int(match[1])))
     for folder in reversed(folders):
         for path in sorted(folder.iterdir()):
             if match := CONCEPT_NAME.fullmatch(path.name):
@@ -83,3 +100,8 @@ def find_files(input_dir: Path, iteration: int | None = None) -> ConceptFiles:
         there = ", ".join(map(str, sorted(found)))
         raise UserError(f"no concept of iteration {iteration} in {input_dir}: it holds iterations {there}")
     return found[max(found) if iteration is None else iteration]
+
+
+def _embeds(mapper: Path) -> Path:
+    """Where the public code puts the embeddings that belong to a mapper file."""
+    return mapper.with_name(mapper.name.replace("mapper-", "learned_embeds-")).with_suffix(".bin")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 
 from ..utils.errors import UserError
-from ..utils.prompts import fill
 from ..utils.recipe import ImageRecipe
 from .backbone import Backbone
-from .concept import Concept
 from .safety import SafetyChecker
 from .sampling import NaNImageError, SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
+from .voices import Voice, voices_in
 
 
 class Generated(NamedTuple):
@@ -34,7 +33,7 @@ def sampling_config(recipe: ImageRecipe) -> SamplingConfig:
 
 def generate(
     backbone: Backbone,
-    concept: Concept,
+    voices: Mapping[str, Voice],
     recipes: Sequence[ImageRecipe],
     *,
     batch_size: int = 4,
@@ -45,16 +44,18 @@ def generate(
 
     Neighbouring recipes that differ in nothing but the seed share one conditioning, computed once, and are denoised
     `batch_size` at a time; an image does not depend on which others it shares a batch with.
+    voices: by the names in the prompts, that of `{}` under ""; a recipe with a `word` needs none.
     on_step(n): called after every denoising step, n images having made it.
     Raises UserError, saying what to do, when an image comes out as NaN (it would be black).
     """
     for shared, group in groupby(recipes, key=lambda recipe: replace(recipe, seed=0)):
         config = sampling_config(shared)
+        speaking = {} if shared.word is not None else voices_in(shared.text, voices)
         with torch.inference_mode():  # never around a yield: the caller's code is not ours to switch
             conditioning = prepare_conditioning(
                 backbone,
-                fill(shared.prompt, concept.placeholder),
-                {concept.placeholder: concept.method},
+                shared.text,
+                speaking,
                 config,
                 truncation=shared.truncation,
                 negative_prompt=shared.negative_prompt,
@@ -71,22 +72,30 @@ def generate(
                 latents = initial_latents(backbone, [recipe.seed for recipe in batch], config)
                 latents = denoise(backbone, conditioning, latents, config, stepped)
             for recipe, latent in zip(batch, latents.split(1), strict=True):
-                image = _decode(backbone, concept, latent, recipe)
+                image = _decode(backbone, speaking, latent, recipe)
                 withheld = safety_checker is not None and safety_checker.withholds([image])[0]
                 yield Generated(recipe, Image.new("RGB", image.size) if withheld else image, withheld)
 
 
-def _decode(backbone: Backbone, concept: Concept, latent: torch.Tensor, recipe: ImageRecipe) -> Image.Image:
+def _decode(
+    backbone: Backbone, speaking: Mapping[str, Voice], latent: torch.Tensor, recipe: ImageRecipe
+) -> Image.Image:
     """latent [1,C,h,w] -> its image, or a UserError that says why there is none and what to do."""
     try:
         with torch.inference_mode():
             return decode(backbone, latent)[0]
     except NaNImageError as error:
-        broken = [name for name, tensor in concept.method.state_dict().items() if not tensor.isfinite().all()]
+        broken = [
+            f"{slot}: {name}"
+            for slot, voice in speaking.items()
+            for name, tensor in voice.state_dict().items()
+            if not tensor.isfinite().all()
+        ]
         if broken:
             advice = f"the concept itself holds NaN or infinity (in {broken[0]}); take an earlier iteration of it"
         elif recipe.torch_dtype == "fp16":
             advice = "float16 overflowed; pass --torch_dtype bf16 or fp32"
         else:
-            advice = f"the concept is sound and the models ran in {recipe.torch_dtype}; check the base model's weights"
+            sound = "the concept is sound and " if speaking else ""
+            advice = f"{sound}the models ran in {recipe.torch_dtype}; check the base model's weights"
         raise UserError(f"seed {recipe.seed} of {recipe.prompt!r} would be a black image of NaN: {advice}") from error

@@ -19,10 +19,10 @@ from torch import Tensor
 from ..utils.errors import UserError
 from .backbone import Backbone
 from .conditioning import condition, plain_condition
-from .methods import Method
 from .positional_encoding import NUM_TIMESTEPS
 from .tokens import tokenize
 from .unet_layers import install_space_time_attention
+from .voices import Voice
 
 # Name -> class and what is changed in the model's own scheduler config (all else is kept, clip_sample too). Only
 # deterministic samplers: the seed's initial noise is the only randomness of a picture.
@@ -80,7 +80,7 @@ class PromptConditioning:
 def prepare_conditioning(
     backbone: Backbone,
     prompt: str,
-    concepts: Mapping[str, Method],
+    concepts: Mapping[str, Voice],
     config: SamplingConfig,
     *,
     truncation: int | None = None,
@@ -89,13 +89,15 @@ def prepare_conditioning(
 ) -> PromptConditioning:
     """Encode a prompt for all K steps and L layers at once.
 
-    concepts: placeholder -> method, for every placeholder that may stand in the prompt; {} samples the plain prompt.
-    truncation: for every concept (None keeps all). chunk_rows: of the L*K text-encoder rows, how many run at once.
+    concepts: placeholder, as it stands in the prompt -> method or mixture; {} samples the plain prompt. Several share
+        the one text-encoder call.
+    truncation: for every concept that a mixture does not truncate itself (None keeps all).
+    chunk_rows: of the L*K text-encoder rows, how many run at once.
     Raises UserError for a prompt that names no concept, or a truncation a concept does not have.
     """
     timesteps = _scheduler(backbone, config).timesteps
     with _eval_mode(concepts):
-        vectors = {name: method.vectors(timesteps, truncation) for name, method in concepts.items()}
+        vectors = {name: voice.vectors(timesteps, truncation) for name, voice in concepts.items()}
     tokens = tokenize(backbone.tokenizer, [prompt], list(concepts))
     num_layers = backbone.num_layers
     conditional = condition(backbone.text_encoder, tokens, vectors, num_layers, chunk_rows).packed()
@@ -191,13 +193,13 @@ def _scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
 
 
 @contextmanager
-def _eval_mode(concepts: Mapping[str, Method]) -> Iterator[None]:
-    """Nested dropout off while sampling, also in the middle of a training."""
-    training = [method for method in concepts.values() if method.training]
-    for method in training:
-        method.eval()
+def _eval_mode(concepts: Mapping[str, Voice]) -> Iterator[None]:
+    """Nested dropout off while sampling, also in the middle of a training; every module gets its own mode back."""
+    training = [module for voice in concepts.values() for module in voice.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for method in training:
-            method.train()
+        for module in training:
+            module.training = True

@@ -2,7 +2,8 @@
 
     python scripts/inference.py --config_path input_configs/inference.yaml [--key value ...]
 
-docs/inference.md explains the keys, the truncation slider and what is written where.
+docs/inference.md explains the keys, the truncation slider and what is written where; docs/several_concepts.md and
+docs/style_mixing.md what several concepts can do in one image.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 try:
     from tqdm import tqdm
 
-    from neti.models.concept_files import ConceptFiles, explicit_files, find_files
+    from neti.models.concept_files import ConceptFiles, explicit_files, files_at, find_files
     from neti.training.inference_config import InferenceConfig
     from neti.utils.config_io import parse_config
     from neti.utils.errors import UserError, exit_on_user_error
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     run = InferenceRun(config, files, prompts)
     precision = run.config.torch_dtype
-    print(f"concept {run.concept.placeholder} from {files.concept}; {run.base_model} in {precision} on {run.device}")
+    print(f"{run.source}; {run.base_model} in {precision} on {run.device}")
     there = run.num_images - run.num_missing
     print(f"{run.num_images} images in {run.gallery.root}: {there} there already, {run.num_missing} to make")
     if not run.has_checker:
@@ -48,18 +49,32 @@ def main(argv: Sequence[str] | None = None) -> None:
                 bar.write(
                     f"{run.gallery.path(made.recipe)} is black: the base model's safety checker withheld the image"
                 )
-    for prompt in run.recipes:
-        print(run.gallery.folder(prompt))
+    for folder in run.folders:
+        print(folder)
 
 
-def concept_files(config: InferenceConfig) -> ConceptFiles:
-    """The file(s) of the concept: explicit paths win over a folder and an iteration."""
+def concept_files(config: InferenceConfig) -> dict[str, ConceptFiles]:
+    """The files of every concept by its name, those of the concept that is `{}` under ""."""
+    found: dict[str, ConceptFiles] = {}
+    problems: list[str] = []
+    for name, place in (config.concepts or {}).items():
+        try:
+            found[name] = files_at(place)
+        except UserError as error:
+            problems.append(f"concepts.{name}: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return {"": one_concept(config), **found} if config.has_one_concept else found
+
+
+def one_concept(config: InferenceConfig) -> ConceptFiles:
+    """The file(s) of the concept that is `{}`: explicit paths win over a folder and an iteration."""
     explicit = config.concept or config.mapper_checkpoint_path
     if explicit is not None:
         return explicit_files(explicit, config.learned_embeds_path)
     if config.learned_embeds_path is not None:
         raise UserError("learned_embeds_path is given without mapper_checkpoint_path: give both or neither")
-    assert config.input_dir is not None, "InferenceConfig.problems asks for a source"
+    assert config.input_dir is not None, "asked for only where there is a source"
     return find_files(config.input_dir, config.iteration)
 
 

@@ -93,6 +93,12 @@ class Evaluation:
     def _with_slot(self, concept: str, images: GeneratedSet) -> GeneratedSet:
         """The prompt-only images under the prompts of the runs, whose `{}` they fill with the super-category word."""
         word = self.concepts[concept].super_category
+        used = images.recipe.get("word")
+        if used is not None and used != word:
+            raise UserError(
+                f"prompt_only of {concept}: {images.images[0].path} was made with the word {used!r}, but concepts says "
+                f"{word!r}; they must be the same"
+            )
         filled = {prompt.replace(SLOT, word): prompt for prompt in self.prompts[concept]}
         for image in images.images:
             if image.prompt not in filled and image.prompt not in filled.values():

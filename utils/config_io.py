@@ -72,6 +72,8 @@ def to_plain_dict(config: Any) -> Any:
         return config.name
     if isinstance(config, Path):
         return str(config)
+    if isinstance(config, Mapping):
+        return {name: to_plain_dict(value) for name, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [to_plain_dict(item) for item in config]
     return config

@@ -37,8 +37,8 @@ def setting(
 def convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> Any:
     """The value of type `kind` that the YAML text `raw` stands for; choices and paths stay text, for pyrallis.
 
-    `kind` is bool, int, float, str, Path, an Enum, tuple[X, ...], or Optional of one of these. Raises UserError, which
-    says what is allowed and leaves it to the caller to name the key.
+    `kind` is bool, int, float, str, Path, an Enum, tuple[X, ...], dict[str, X], or Optional of one of these. Raises
+    UserError, which says what is allowed and leaves it to the caller to name the key.
     """
     allowed = _describe(kind)
     if typing.get_origin(kind) is typing.Union:
@@ -47,6 +47,8 @@ def convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> A
         (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
     if typing.get_origin(kind) is tuple:
         return _convert_list(typing.get_args(kind)[0], raw, parse)
+    if typing.get_origin(kind) is dict:
+        return _convert_mapping(typing.get_args(kind)[1], raw, parse)
     if not isinstance(raw, str):
         raise UserError(f"must be {allowed}, not a {'list' if isinstance(raw, list) else 'group of keys'}")
     if kind is str or (kind is Path and raw.strip()):  # Path("") would be the working directory
@@ -93,9 +95,27 @@ def _convert_list(item: Any, raw: Any, parse: Callable[[Any], Any] | None) -> li
     return [convert(item, part) for part in raw]
 
 
+def _convert_mapping(item: Any, raw: Any, parse: Callable[[Any], Any] | None) -> dict[str, Any]:
+    if isinstance(raw, str) and raw.lstrip().startswith("{"):
+        raw = parse_flow(raw)
+    if not isinstance(raw, Mapping):
+        raise UserError("must hold names, each written as `name: value`")
+    if parse is not None:
+        return dict(parse(raw))
+    values = {}
+    for name, value in raw.items():
+        try:
+            values[name] = convert(item, value)
+        except UserError as error:
+            raise UserError(f"{name} {error}") from None
+    return values
+
+
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Union:
         return f"{_describe(typing.get_args(kind)[0])} or null"
+    if typing.get_origin(kind) is dict:
+        return "names with values"
     if typing.get_origin(kind) is tuple:
         return "a list"
     if issubclass(kind, enum.Enum):

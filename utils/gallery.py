@@ -5,6 +5,8 @@
                         /42_truncation_16.png    seed 42, the first 16 hidden units
                         /grid.png                all seeds; grid_truncation_16.png: the same of that truncation
                         /truncations.png         truncations down, seeds across, when several were asked for
+                        /style_mixing.png        seeds down, the columns of style mixing across; their images lie in
+                                                 folders of their own, `A photo of {mug-cat-600}`
 
 The truncation is a suffix, as in the public code, so that a file manager shows a seed's whole slider side by side.
 """
@@ -86,28 +88,35 @@ class Gallery:
 
         A grid that already shows just these images is left alone.
         """
-        by_truncation: dict[int | None, list[ImageRecipe]] = {}
-        for recipe in recipes:
-            by_truncation.setdefault(recipe.truncation, []).append(recipe)
+        by_truncation = _by_truncation(recipes)
         prompt = recipes[0].prompt
         for truncation, images in by_truncation.items():
             columns = GRID_COLUMNS if len(images) <= GRID_COLUMNS**2 else math.isqrt(len(images) - 1) + 1
             rows = [images[start : start + columns] for start in range(0, len(images), columns)]
-            title = prompt if truncation is None else f"{prompt}   ({truncation} hidden units)"
-            name = f"grid{_suffix(truncation)}.png"
+            path = self.folder(prompt) / f"grid{_suffix(truncation)}.png"
             if len(rows) == 1:
-                self._write_grid(name, rows, [], _seed_labels(images), title)
+                self._write_grid(path, rows, [], _seed_labels(images), _title(prompt, truncation))
             else:
-                self._write_grid(name, rows, [_seeds_label(row) for row in rows], [], title)
+                self._write_grid(path, rows, [_seeds_label(row) for row in rows], [], _title(prompt, truncation))
         if len(by_truncation) > 1:
             rows = [images[:SLIDER_COLUMNS] for images in by_truncation.values()]
             row_labels = ["all units" if truncation is None else f"{truncation} units" for truncation in by_truncation]
-            self._write_grid("truncations.png", rows, row_labels, _seed_labels(rows[0]), prompt)
+            self._write_grid(self.folder(prompt) / "truncations.png", rows, row_labels, _seed_labels(rows[0]), prompt)
+
+    def write_columns(self, name: str, prompt: str, columns: Mapping[str, Sequence[ImageRecipe]]) -> None:
+        """Write `{name}.png` (one per truncation) into the folder of `prompt`: a labelled column for each set of
+        images, a row per seed, SLIDER_COLUMNS at most. The sets have the same seeds and truncations in one order."""
+        by_truncation = [_by_truncation(recipes) for recipes in columns.values()]
+        for truncation in by_truncation[0]:
+            rows = [list(row) for row in zip(*(column[truncation] for column in by_truncation), strict=True)]
+            rows = rows[:SLIDER_COLUMNS]
+            path = self.folder(prompt) / f"{name}{_suffix(truncation)}.png"
+            labels = _seed_labels([row[0] for row in rows])
+            self._write_grid(path, rows, labels, list(columns), _title(prompt, truncation))
 
     def _write_grid(
-        self, name: str, rows: list[list[ImageRecipe]], row_labels: list[str], column_labels: list[str], title: str
+        self, path: Path, rows: list[list[ImageRecipe]], row_labels: list[str], column_labels: list[str], title: str
     ) -> None:
-        path = self.folder(rows[0][0].prompt) / name
         record = {"images": [[asdict(recipe) for recipe in row] for row in rows]}
         if read_metadata(path) == record:
             return
@@ -119,6 +128,17 @@ class Gallery:
 def _suffix(truncation: int | None) -> str:
     """The part of a file name that tells the truncation; nothing when all hidden units are kept."""
     return "" if truncation is None else f"_truncation_{truncation}"
+
+
+def _title(prompt: str, truncation: int | None) -> str:
+    return prompt if truncation is None else f"{prompt}   ({truncation} hidden units)"
+
+
+def _by_truncation(recipes: Sequence[ImageRecipe]) -> dict[int | None, list[ImageRecipe]]:
+    found: dict[int | None, list[ImageRecipe]] = {}
+    for recipe in recipes:
+        found.setdefault(recipe.truncation, []).append(recipe)
+    return found
 
 
 def _seed_labels(recipes: Sequence[ImageRecipe]) -> list[str]:

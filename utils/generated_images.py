@@ -65,6 +65,11 @@ def read_generated(folders: Sequence[Path]) -> GeneratedSet:
                 f"{path} carries no recipe, so its prompt is not known: measure images as scripts/inference.py writes "
                 "them, and take other files out of the folder"
             )
+        if recipe.get("voices"):
+            raise UserError(
+                f"{path} shows named concepts ({image.prompt!r}), and a measurement is of one concept: generate images "
+                f"of prompts with {SLOT}"
+            )
         common = {key: value for key, value in recipe.items() if key not in VARYING}
         first = first or (path, common)
         _require_same(*first, path, common)

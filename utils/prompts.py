@@ -6,10 +6,13 @@ import hashlib
 import re
 import unicodedata
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import UserError
 
 SLOT = "{}"  # stands for the concept's placeholder wherever a person writes a prompt
+NAME = re.compile(r"[^\W\d][\w-]*")  # of a concept in `{name}`: begins with a letter
+_BRACES = re.compile(r"\{([^{}]*)\}")
 
 # The ImageNet templates of Textual Inversion (Gal et al. 2022), for objects ...
 OBJECT_TEMPLATES = (
@@ -93,6 +96,33 @@ VALIDATION_PROMPTS = (
 MAX_NAME_BYTES = 120  # file systems allow 255 (some 143); what is appended to a name must fit too
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029]')
 _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
+
+
+class Slot(NamedTuple):
+    """One place for a concept in a prompt: its text there, the concept's name ("" for `{}`), and the hidden units that
+    are kept of it (None: all that the call keeps)."""
+
+    text: str
+    name: str
+    units: int | None = None
+
+
+def slots(prompt: str) -> list[Slot]:
+    """The places `{}`, `{name}` and `{name:units}` of a prompt, in order, each once.
+
+    Raises UserError for other words in braces; braces without a letter are ordinary text.
+    """
+    found = []
+    for match in _BRACES.finditer(prompt):
+        name, colon, units = match[1].partition(":")
+        if match[0] == SLOT or (NAME.fullmatch(name) and (not colon or units.isdecimal())):
+            found.append(Slot(match[0], name, int(units) if colon else None))
+        elif any(letter.isalpha() for letter in match[1]):
+            raise UserError(
+                f"the prompt {prompt!r} has {match[0]}; a concept is written {{name}}, or {{name:16}} for its first 16 "
+                "hidden units"
+            )
+    return list(dict.fromkeys(found))
 
 
 def fill(prompt: str, placeholder: str) -> str:

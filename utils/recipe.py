@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .prompts import SLOT
+
 LIBRARIES = ("neti", "torch", "diffusers", "transformers")
 
 
@@ -20,7 +22,7 @@ class ImageRecipe:
     need not be made again after an upgrade; `made_with` records them beside the recipe.
     """
 
-    prompt: str  # as asked for, with `{}` where the concept goes
+    prompt: str  # as asked for, with `{}` (or `{name}`) where a concept goes
     negative_prompt: str
     seed: int
     truncation: int | None  # hidden units kept (nested dropout); None = all
@@ -29,10 +31,20 @@ class ImageRecipe:
     scheduler: str
     base_model: str
     base_revision: str | None
-    concept: str  # content hash of the concept file(s): a renamed file is the same concept
+    concept: str  # content hash of the file(s) of the concept that is `{}`: a renamed file is the same; empty: no `{}`
     placeholder: str
     torch_dtype: str
     safety_checker: bool
+    # name -> content hash of a concept, or the rules of a mixture, for every `{name}`; None: there is none
+    voices: dict[str, Any] | None = None
+    word: str | None = None  # a plain word in the place of `{}` instead of a concept
+
+    @property
+    def text(self) -> str:
+        """What the model is given: `{}` also where the prompt names the placeholder itself, or the word instead."""
+        if self.word is not None:
+            return self.prompt.replace(SLOT, self.word)
+        return self.prompt.replace(self.placeholder, SLOT) if self.placeholder else self.prompt
 
     def differences(self, recorded: object) -> str:
         """How a `recorded` recipe (a plain dict read from a file) differs, for a message; empty when it does not.

@@ -238,6 +238,21 @@ def test_an_image_counts_once(run: Run, tmp_path: Path) -> None:
     assert "an image counts once" in refused(run(), tmp_path)
 
 
+def test_images_of_a_plain_word_are_the_prompt_only_rail(run: Run, tmp_path: Path) -> None:
+    word = {"concept": "", "placeholder": "", "word": "toy"}
+    recipes = [recipe(prompt=prompt, seed=seed, **word) for prompt in PROMPTS for seed in range(2)]
+    folder = generate(tmp_path / "word", recipes, 50)
+    rail = row(measured(run(prompt_only=[f"toy | {folder}"]), tmp_path), "prompt only")
+    assert rail["images"] == 4 and rail["kind"] == "rail"
+    other = generate(tmp_path / "other", [recipe(**{**word, "word": "cat"})], 60)
+    assert "made with the word 'cat', but concepts says 'toy'" in run(prompt_only=[f"toy | {other}"]).error
+
+
+def test_images_of_several_concepts_are_refused(run: Run, tmp_path: Path) -> None:
+    folder = generate(tmp_path / "both", [recipe(prompt="{mug} and {cat}", voices={"mug": "sha256:0"})], 50)
+    assert "named concepts ('{mug} and {cat}')" in refused(run(runs=[f"NeTI | toy | {folder}"]), tmp_path)
+
+
 def test_a_prompt_only_image_of_a_prompt_that_no_run_has(run: Run, tmp_path: Path) -> None:
     folder = generate(tmp_path / "plain", [recipe(prompt="A statue of toy", placeholder="")])
     assert "no run of toy has the prompt 'A statue of toy'" in refused(run(prompt_only=[f"toy | {folder}"]), tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from neti.training.inference_config import Dtype, InferenceConfig
+from neti.training.mixture_config import RuleConfig
 from neti.utils.config_io import parse_config
 from neti.utils.errors import UserError
 
@@ -17,7 +18,24 @@ iteration: 250
 seeds: [ 0, 1, 2, 3 ]
 torch_dtype: fp16
 """
+NAMED_YAML = """\
+concepts: {mug: runs/mug, cat: cat.safetensors}
+mixtures:
+  blend:
+    - {concept: mug}
+    - {concept: cat, layers: [IN07, MID], timesteps: 0-600, truncation: 16}
+    - {concept: mug, layers: OUT06-OUT11, timesteps: 300, truncation: null}
+style_mixing:
+  geometry: mug
+  appearance: cat
+  mixing_start: [900, 300]
+prompts: ["{mug} next to {cat:16}", "a {}"]
+inference_dir: images
+"""
 ENOUGH = ["--concept", "toys/toy.safetensors", "--prompts", "A photo of a {}"]
+
+NAMED = ["--concepts", "{mug: a, cat: b}", "--prompts", "{mug}", "--inference_dir", "images"]
+WORD = ["--word", "cat", "--prompts", "a {}", "--pretrained_model_name_or_path", "m", "--inference_dir", "images"]
 
 
 def parse(*argv: str) -> InferenceConfig:
@@ -42,6 +60,23 @@ def test_defaults_are_the_public_ones() -> None:
     assert (config.num_denoising_steps, config.guidance_scale) == (50, 7.5)
     assert config.output_dir == Path("toys/inference_toy")
     assert parse(*ENOUGH, "--inference_dir", "here").output_dir == Path("here")
+
+
+def test_names_rules_and_columns_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "inference.yaml"
+    path.write_text(NAMED_YAML)
+    config = parse("--config_path", str(path))
+    assert config.concepts == {"mug": Path("runs/mug"), "cat": Path("cat.safetensors")}
+    assert config.mixtures == {
+        "blend": (
+            RuleConfig("mug"),
+            RuleConfig("cat", "IN07,MID", (0, 600), 16),
+            RuleConfig("mug", "OUT06-OUT11", (300, 300), None),
+        )
+    }
+    assert config.style_mixing.names == {900: "mug-cat-900", 300: "mug-cat-300"}
+    assert parse(*NAMED, "--concepts", "{mug: other}").concepts == {"mug": Path("other")}
+    assert not parse(*NAMED).style_mixing.wanted
 
 
 @pytest.mark.parametrize(
@@ -95,6 +130,40 @@ def test_seed_ranges_and_dtype_aliases() -> None:
             "num_denoising_steps = '0' (command line): must be at least 1 and at most 1000",
         ),
         ([*ENOUGH, "--torch_dtype", "int8"], "torch_dtype = 'int8' (command line): must be one of: fp16, fp32, bf16"),
+        ([*NAMED, "--concepts", "mug"], "concepts = 'mug' (command line): must hold names"),
+        (
+            [*NAMED, "--concepts", "{mug: [a]}"],
+            "concepts = '{mug: [a]}' (command line): mug must be a path, not a list",
+        ),
+        ([*NAMED[:4]], "several concepts have no folder in common; write inference_dir: "),
+        ([*NAMED, "--concepts", "{1: a}"], "concepts: '1' is no name; begin with a letter"),
+        ([*NAMED, "--mixtures", "{mug: [{concept: cat}]}"], "mixtures: 'mug' is the name of a concept too"),
+        ([*NAMED, "--mixtures", "{x: [{concept: dog}]}"], "mixtures.x: no concept is called 'dog'; concepts: mug, cat"),
+        ([*NAMED, "--mixtures", "{x: []}"], "mixtures = '{x: []}' (command line): x must be a list of rules"),
+        (
+            [*NAMED, "--mixtures", "{x: [mug, {}, {concept: mug, layer: MID}, {concept: mug, timesteps: 9-1}]}"],
+            "mixtures = '{x: [mug, {}, {concept: mug, layer: MID}, {concept: mug, timesteps: 9-1}]}' (command line): "
+            "x, rule 1: must be written {concept: mug, layers: all, timesteps: 0-999}; x, rule 2: names no concept; "
+            "write concept: and one of the names under concepts; x, rule 3: unknown key layer; did you mean layers?; "
+            "x, rule 4: timesteps '9-1': must be all",
+        ),
+        ([*NAMED, "--style_mixing.geometry", "mug"], "style_mixing needs two concepts"),
+        (
+            [*NAMED, "--style_mixing.geometry", "mug", "--style_mixing.appearance", "dog"],
+            "style_mixing: no concept is called 'dog'",
+        ),
+        (
+            [*NAMED, "--concept", "c", "--style_mixing.geometry", "mug", "--style_mixing.appearance", "cat"],
+            "style_mixing fills {} itself",
+        ),
+        (
+            [*NAMED, "--style_mixing.geometry", "mug", "--style_mixing.mixing_start", "1000"],
+            "style_mixing.mixing_start = '1000' (command line): must be at least 0 and at most 999",
+        ),
+        ([*WORD, "--concept", "x"], "word and concept are both given"),
+        ([*WORD, "--concepts", "{a: b}"], "word and concepts are both given"),
+        ([*WORD, "--truncation_idxs", "3"], "word and truncation_idxs are both given"),
+        (WORD[:6], "word needs inference_dir"),
         ([*ENOUGH, "--device", "cuda:x"], "device = 'cuda:x' is no device"),
         ([*ENOUGH, "--promts", "x"], "unknown key promts = 'x' (command line); did you mean prompts?"),
     ],

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import pytest
 from PIL import Image
 
-from neti.models.concept_files import ConceptFiles, explicit_files, find_files
+from neti.models.concept_files import ConceptFiles, explicit_files, files_at, find_files
 from neti.utils.errors import UserError
 from neti.utils.gallery import Gallery
 from neti.utils.image_files import read_metadata, write_atomically, write_png
@@ -66,6 +66,20 @@ def test_concepts_that_are_not_there(tmp_path: Path) -> None:
         explicit_files(tmp_path / "mapper.pt", tmp_path / "gone.bin")
 
 
+def test_a_place_says_what_concept_it_is(tmp_path: Path) -> None:
+    touch(tmp_path, "toy.safetensors", "concept-steps-5.safetensors", "mapper-steps-7.pt", "mapper.pt")
+    assert files_at(tmp_path / "toy.safetensors").paths == [tmp_path / "toy.safetensors"]
+    assert files_at(tmp_path).iteration == 5
+    with pytest.raises(UserError, match=r"needs learned_embeds-steps-7\.bin beside it"):
+        files_at(tmp_path / "mapper-steps-7.pt")
+    touch(tmp_path, "learned_embeds-steps-7.bin")
+    names = [path.name for path in files_at(tmp_path / "mapper-steps-7.pt").paths]
+    assert names == ["mapper-steps-7.pt", "learned_embeds-steps-7.bin"]
+    for wrong in ("gone.safetensors", "mapper.pt"):
+        with pytest.raises(UserError, match=wrong):
+            files_at(tmp_path / wrong)
+
+
 def test_the_content_hash_follows_content_not_names(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"same")
     (tmp_path / "b").write_bytes(b"same")
@@ -108,6 +122,34 @@ def test_recipes_tell_how_they_differ() -> None:
     assert RECIPE.differences(many).endswith("; 1 more")
     assert RECIPE.differences({**asdict(RECIPE), "added_later": 1})
     assert RECIPE.differences(None)
+
+
+def test_a_recipe_of_an_earlier_version_is_still_the_same() -> None:
+    """It lacks the entries that came later, and none of them meant anything to it."""
+    older = {key: value for key, value in asdict(RECIPE).items() if key not in ("voices", "word")}
+    assert RECIPE.differences(older) == ""
+    assert "word None there, 'cat' now" in replace(RECIPE, word="cat").differences(older)
+
+
+def test_a_recipe_knows_what_the_model_is_given() -> None:
+    assert replace(RECIPE, prompt="{} and <toy>").text == "{} and {}"
+    assert replace(RECIPE, prompt="{} and {}", word="cat", placeholder="").text == "cat and cat"
+    assert replace(RECIPE, prompt="{mug} in {}", placeholder="").text == "{mug} in {}"
+
+
+def test_columns_stand_side_by_side(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    columns = {
+        label: [replace(RECIPE, prompt=f"a {label}", seed=seed, truncation=t) for t in (None, 4) for seed in range(18)]
+        for label in ("geometry", "start 600")
+    }
+    for recipes in columns.values():
+        fill_gallery(gallery, recipes)
+    gallery.write_columns("style_mixing", "a {}", columns)
+    for name, truncation in (("style_mixing.png", None), ("style_mixing_truncation_4.png", 4)):
+        record = read_metadata(gallery.folder("a {}") / name) or {}
+        shown = [[(image["prompt"], image["seed"], image["truncation"]) for image in row] for row in record["images"]]
+        assert shown == [[(f"a {label}", seed, truncation) for label in columns] for seed in range(16)]
 
 
 def fill_gallery(gallery: Gallery, recipes: list[ImageRecipe], size: int = 16) -> None:

@@ -50,7 +50,7 @@ def test_seeds_share_one_conditioning_and_batches_are_bounded(tiny_backbone: Bac
     tiny_backbone.unet.register_forward_pre_hook(lambda _, args: unet_rows.append(len(args[0])))
     recipes = [replace(RECIPE, seed=seed, truncation=truncation) for truncation in (None, 8) for seed in range(5)]
     steps: list[int] = []
-    made = list(generate(tiny_backbone, concept, recipes, batch_size=2, on_step=steps.append))
+    made = list(generate(tiny_backbone, {"": concept.method}, recipes, batch_size=2, on_step=steps.append))
     assert [image.recipe for image in made] == recipes
     assert len(mapper_calls) == 2, "one call per truncation, for all layers, steps and seeds"
     assert unet_rows == [4, 4, 4, 4, 2, 2] * 2, "both branches of guidance in one call, two steps a batch"
@@ -60,7 +60,9 @@ def test_seeds_share_one_conditioning_and_batches_are_bounded(tiny_backbone: Bac
 def test_images_are_made_one_batch_at_a_time(tiny_backbone: Backbone, concept: Concept) -> None:
     calls: list[int] = []
     tiny_backbone.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    images = generate(tiny_backbone, concept, [replace(RECIPE, seed=seed) for seed in range(6)], batch_size=2)
+    images = generate(
+        tiny_backbone, {"": concept.method}, [replace(RECIPE, seed=seed) for seed in range(6)], batch_size=2
+    )
     next(images)
     assert len(calls) == RECIPE.steps
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), "the caller keeps its own mode"
@@ -69,22 +71,22 @@ def test_images_are_made_one_batch_at_a_time(tiny_backbone: Backbone, concept: C
 def test_float16_overflow_is_explained(tiny_backbone: Backbone, concept: Concept) -> None:
     with torch.no_grad():
         tiny_backbone.vae.decoder.conv_in.weight.mul_(1e6)  # float32 holds it, float16 does not
-    [fine] = generate(tiny_backbone, concept, [RECIPE])
+    [fine] = generate(tiny_backbone, {"": concept.method}, [RECIPE])
     assert not fine.withheld
     tiny_backbone.to("cpu", torch.float16)
     with pytest.raises(UserError, match="float16 overflowed; pass --torch_dtype bf16 or fp32"):
-        list(generate(tiny_backbone, concept, [replace(RECIPE, torch_dtype="fp16")]))
+        list(generate(tiny_backbone, {"": concept.method}, [replace(RECIPE, torch_dtype="fp16")]))
 
 
 def test_a_broken_base_model_is_told_from_a_broken_concept(tiny_backbone: Backbone, concept: Concept) -> None:
     with torch.no_grad():
         tiny_backbone.vae.decoder.conv_in.weight.view(-1)[0] = float("nan")
     with pytest.raises(UserError, match="check the base model"):
-        list(generate(tiny_backbone, concept, [RECIPE]))
+        list(generate(tiny_backbone, {"": concept.method}, [RECIPE]))
     with torch.no_grad():
         next(concept.method.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(UserError, match="the concept itself holds NaN"):
-        list(generate(tiny_backbone, concept, [RECIPE]))
+        list(generate(tiny_backbone, {"": concept.method}, [RECIPE]))
 
 
 @pytest.mark.parametrize(
@@ -103,5 +105,5 @@ def test_a_broken_base_model_is_told_from_a_broken_concept(tiny_backbone: Backbo
 def test_every_entry_of_a_recipe_changes_the_image(
     tiny_backbone: Backbone, concept: Concept, change: dict[str, Any]
 ) -> None:
-    plain, changed = generate(tiny_backbone, concept, [RECIPE, replace(RECIPE, **change)])
+    plain, changed = generate(tiny_backbone, {"": concept.method}, [RECIPE, replace(RECIPE, **change)])
     assert plain.image.tobytes() != changed.image.tobytes()

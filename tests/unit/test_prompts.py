@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from neti.utils.errors import UserError
-from neti.utils.prompts import OBJECT_TEMPLATES, PAPER_PROMPTS, STYLE_TEMPLATES, fill, read_prompts, safe_name
+from neti.utils.prompts import (
+    OBJECT_TEMPLATES,
+    PAPER_PROMPTS,
+    STYLE_TEMPLATES,
+    Slot,
+    fill,
+    read_prompts,
+    safe_name,
+    slots,
+)
 
 
 def test_the_templates_are_those_of_textual_inversion() -> None:
@@ -26,6 +35,23 @@ def test_fill_replaces_every_slot_and_nothing_else() -> None:
 def test_a_prompt_without_a_slot_is_named() -> None:
     with pytest.raises(UserError, match=r"'A photo of a toy' has no \{\}"):
         fill("A photo of a toy", "<toy>")
+
+
+def test_slots_are_found_with_name_and_units() -> None:
+    found = slots("{} next to {mug}, {my-cat_2:16} and {mug}; {0} {weird { } {é}")
+    assert found == [
+        Slot("{}", ""),
+        Slot("{mug}", "mug"),
+        Slot("{my-cat_2:16}", "my-cat_2", 16),
+        Slot("{é}", "é"),
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["{my mug}", "{mug:}", "{mug:a}", "{:a}", "{1mug}", "{mug: 16}"])
+def test_other_words_in_braces_are_told(wrong: str) -> None:
+    with pytest.raises(UserError) as caught:
+        slots(f"a photo of {wrong}")
+    assert wrong in str(caught.value) and "{name:16}" in str(caught.value)
 
 
 def test_read_prompts_skips_empty_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
