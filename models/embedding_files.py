@@ -74,14 +74,10 @@ def save_embedding(concept: Concept, path: str | Path) -> None:
     if not isinstance(method, TextualInversion):
         raise UserError(
             f"concept {concept.placeholder}: an embedding file holds one vector for all layers and timesteps, and a "
-            f"concept of method '{method.name}' has different ones; only {TextualInversion.name} concepts can be "
-            "written as one"
+            f"concept of method '{method.name}' has different ones; approximate it first, by mean_embedding or "
+            "layer_embeddings"
         )
-    if path.suffix not in SUFFIXES:
-        raise UserError(
-            f"output {path}: its ending chooses the format; use .safetensors or .bin (diffusers, web UIs) or .pt (web "
-            "UIs)"
-        )
+    check_output(path)
     vectors = method.words.detach().cpu().float()[0].contiguous()  # [1,D]
     base_model = str(concept.metadata.get("base_model", ""))
     if path.suffix == ".safetensors":
@@ -101,6 +97,15 @@ def save_embedding(concept: Concept, path: str | Path) -> None:
             }
         )
     write_atomically(path, lambda file: file.write(content))
+
+
+def check_output(path: Path) -> None:
+    """Raise UserError unless the ending of `path` names a format that can be written."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(
+            f"output {path}: its ending chooses the format; use .safetensors or .bin (diffusers, web UIs) or .pt (web "
+            "UIs)"
+        )
 
 
 def read_embedding(path: Path) -> tuple[str, Tensor]:

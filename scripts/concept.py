@@ -1,10 +1,11 @@
-"""Look into concept files, convert other tools' files to them, and write Textual Inversion embeddings for other tools.
+"""Look into concept files, convert other tools' files to them, and write embeddings for tools without NeTI.
 
 python scripts/concept.py info concept-steps-1000.safetensors
 python scripts/concept.py convert mapper-steps-1000.pt learned_embeds-steps-1000.bin concept-steps-1000.safetensors
 python scripts/concept.py convert --dtype fp16 concept-steps-1000.safetensors small.safetensors
 python scripts/concept.py convert --base_model CompVis/stable-diffusion-v1-4 learned_embeds.bin toy.safetensors
 python scripts/concept.py export concept-steps-1000.safetensors learned_embeds.safetensors
+python scripts/concept.py export --timestep 700 --per_layer concept-steps-1000.safetensors toy.safetensors
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ except ModuleNotFoundError as missing:
     sys.exit(2)
 
 if TYPE_CHECKING:
+    from neti.models.approximation import Loss
     from neti.models.concept import Concept
+
+TIMESTEP = 500  # of an embedding for all timesteps
 
 
 @exit_on_user_error
@@ -44,14 +48,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     convert.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="fp16 halves the file")
     convert.add_argument("--base_model", help="the model an embedding was trained on, which its file does not say")
     convert.add_argument("--placeholder", help="the word the embedding shall answer to, instead of its own")
-    export = commands.add_parser("export", help="write a Textual Inversion concept as an embedding for other tools")
+    export = commands.add_parser(
+        "export",
+        help="write a concept as Textual Inversion embedding for other tools; where that loses something, measure what",
+    )
     export.add_argument("concept", type=Path)
     export.add_argument("output", type=Path, help=".safetensors or .bin: diffusers and web UIs; .pt: web UIs")
+    export.add_argument("--timestep", type=int, help=f"whose vectors are taken, 0..999 (default: {TIMESTEP})")
+    export.add_argument(
+        "--per_layer", action="store_true", help="one file per layer, OUTPUT-IN01 and so on, instead of their mean"
+    )
+    export.add_argument("--base_model", help="on which the loss is measured (default: the concept's own)")
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         print_info(arguments.file)
     elif arguments.command == "export":
-        write_embedding(arguments.concept, arguments.output)
+        write_embeddings(arguments)
     else:
         write_converted(arguments)
 
@@ -95,15 +107,75 @@ def load_source(source: Path, embeds: Path | None, base_model: str | None, place
     return load_embedding(source, Backbone.from_pretrained(base_model, components=()), placeholder)
 
 
-def write_embedding(source: Path, output: Path) -> None:
-    """Write the Textual Inversion concept `source` to `output`, in the format that the ending of `output` names."""
+def write_embeddings(arguments: argparse.Namespace) -> None:
+    """Write a concept as an embedding file: as it is if it is one vector, else approximately, saying what is lost."""
+    from neti.models.approximation import what_varies
     from neti.models.concept import Concept
-    from neti.models.embedding_files import save_embedding
+    from neti.models.embedding_files import check_output, save_embedding
 
-    refuse_existing(output)
-    concept = Concept.load(source)
-    save_embedding(concept, output)
-    print(f"{output}: embedding {concept.placeholder} of {concept.method.text_width} numbers")
+    output: Path = arguments.output
+    check_output(output)
+    concept = Concept.load(arguments.concept)
+    over_layers, over_time = what_varies(concept)
+    for option, given, needed in (
+        ("--timestep", arguments.timestep is not None, over_time),
+        ("--per_layer", arguments.per_layer, over_layers),
+        ("--base_model", arguments.base_model is not None, over_layers or over_time),
+    ):
+        if given and not needed:
+            raise UserError(f"{option}: makes no difference to {arguments.concept}, a {concept.method.name} concept")
+    if over_layers or over_time:
+        write_approximation(arguments, concept)
+    else:
+        refuse_existing(output)
+        save_embedding(concept, output)
+        print(f"{output}: embedding {concept.placeholder} of {concept.method.text_width} numbers; nothing is lost")
+
+
+def write_approximation(arguments: argparse.Namespace, concept: Concept) -> None:
+    """Write a concept as one embedding or one per layer, and print what it loses by that."""
+    from neti.models.approximation import layer_embeddings, mean_embedding, measure_losses
+    from neti.models.backbone import Backbone
+    from neti.models.embedding_files import save_embedding
+    from neti.models.unet_layers import cross_attention_layers
+    from neti.utils.devices import pick_device
+
+    output: Path = arguments.output
+    timestep = TIMESTEP if arguments.timestep is None else arguments.timestep
+    base_model = arguments.base_model or concept.metadata.get("base_model")
+    if not base_model:
+        raise UserError(f"{arguments.concept}: does not say what it was trained on; name it with --base_model")
+    sizes = Backbone.from_pretrained(base_model, components=())
+    concept.check_fits(sizes, source=str(arguments.concept))
+    embeddings = {output: mean_embedding(concept, timestep)}
+    if arguments.per_layer:
+        by_layer = layer_embeddings(concept, timestep, [layer.name for layer in cross_attention_layers(sizes.unet)])
+        embeddings = {output.with_stem(f"{output.stem}-{name}"): one for name, one in by_layer.items()}
+    for path in embeddings:
+        refuse_existing(path)
+
+    backbone = Backbone.from_pretrained(base_model, components=("text_encoder", "unet"), device=pick_device("auto"))
+    losses = measure_losses(backbone, concept, timestep, one_vector=not arguments.per_layer)
+    for path, embedding in embeddings.items():
+        save_embedding(embedding, path)
+        print(f"{path}: embedding {embedding.placeholder} of {embedding.method.text_width} numbers")
+    print(describe(losses, concept, base_model))
+
+
+def describe(losses: dict[str, Loss], concept: Concept, base_model: str) -> str:
+    """What an export loses, as text for a person."""
+    if not losses:
+        return "nothing is lost, as long as every layer is given its own embedding"
+    timesteps = next(iter(losses.values())).by_timestep
+    lines = [
+        f"What is lost, measured on {base_model}: distance of the U-Net's noise prediction from the concept's own,",
+        f"where that for the plain word {concept.super_category!r} is 1; 0 would be the concept itself.",
+        f"{'timestep':30}" + "".join(f"{timestep:>7}" for timestep in timesteps) + "    all",
+    ]
+    for number, (step, loss) in enumerate(losses.items()):
+        cells = [*loss.by_timestep.values(), loss.overall]
+        lines.append(f"{'+ ' if number else ''}{step}".ljust(30) + "".join(f"{value:7.2f}" for value in cells))
+    return "\n".join(lines)
 
 
 def refuse_existing(output: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from neti.models.concept import Concept
-from neti.models.methods import TextualInversion, TextualInversionConfig
+from neti.models.methods import XTI, NeTI, NeTIConfig, TextualInversion, TextualInversionConfig, XTIConfig
 from neti.models.reference_checkpoint import load_reference_concept
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "concept.py"
@@ -71,6 +72,96 @@ def test_an_embedding_goes_out_and_comes_back(command: Command, tmp_path: Path, 
     assert torch.equal(converted.method.vectors(torch.tensor([0])).words[0, 0], vector)
     assert command("export", back, embedding) == 2, "an old file is never overwritten"
     assert list(torch.load(embedding, weights_only=True)) == ["<toy>"]
+
+
+def save_neti(path: Path, base_model: Path) -> NeTI:
+    generator = torch.Generator().manual_seed(0)
+    method = NeTI.create(NeTIConfig(), num_layers=16, initial_embedding=torch.ones(32), generator=generator).eval()
+    Concept(method, "<toy>", "teddy", {"base_model": str(base_model)}).save(path)
+    return method
+
+
+def test_a_neti_concept_goes_out_as_the_mean_of_its_layers_and_the_loss_is_told(
+    command: Command, tmp_path: Path, tiny_backbone_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    concept, embedding, back = (tmp_path / name for name in ("a.safetensors", "toy.pt", "b.safetensors"))
+    method = save_neti(concept, tiny_backbone_folder)
+    assert command("export", concept, embedding) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"{embedding}: embedding <toy> of 32 numbers"
+    assert "'teddy' is 1" in told[2]
+    assert [line[:30].strip() for line in told[3:]] == [
+        "timestep",
+        "without the textual bypass",
+        "+ held at timestep 500",
+        "+ one vector for all layers",
+    ]
+    assert told[3].split()[1:] == ["900", "700", "500", "300", "100", "all"]
+    assert all(float(number) > 0 for line in told[4:] for number in line[30:].split())
+    assert command("convert", "--base_model", tiny_backbone_folder, embedding, back) == 0
+    expected = method.vectors(torch.tensor([500])).words.mean(dim=0)
+    with torch.no_grad():
+        torch.testing.assert_close(Concept.load(back).method.vectors(torch.tensor([0])).words[0], expected)
+
+
+def test_a_concept_goes_out_as_one_embedding_per_layer(
+    command: Command, tmp_path: Path, tiny_backbone_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An XTI concept loses nothing by it."""
+    method = XTI.create(XTIConfig(), num_layers=16, initial_embedding=torch.ones(32))
+    with torch.no_grad():
+        method.words.copy_(torch.arange(16.0 * 32).view(16, 1, 32))
+    Concept(method, "<toy>", "teddy").save(tmp_path / "a.safetensors")
+    output = tmp_path / "toy.safetensors"
+    options = ("--per_layer", "--base_model", tiny_backbone_folder)
+    assert command("export", *options, tmp_path / "a.safetensors", output) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("nothing is lost")
+    files = sorted(path.name for path in tmp_path.glob("toy*"))
+    assert len(files) == 16 and {"toy-IN01.safetensors", "toy-MID.safetensors", "toy-OUT11.safetensors"} <= set(files)
+    [(token, vector)] = load_file(tmp_path / "toy-MID.safetensors").items()
+    assert token == "<toy-MID>" and torch.equal(vector[0], method.words[6, 0])
+    assert command("export", *options, tmp_path / "a.safetensors", output) == 2, "old files are never overwritten"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--timestep", "1000"], "must lie in 0..999"),
+        (["--base_model", "gone/there/no"], "gone/there/no"),
+        (["--base_model", "miniature"], "with text width 32 and 16 layers, but miniature has 128"),
+        (["out.ckpt"], "ending chooses the format"),
+        (["there.bin"], "exists"),
+    ],
+)
+def test_mistakes_in_an_export_write_nothing(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_backbone_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_neti(Path("a.safetensors"), tiny_backbone_folder)
+    Path("there.bin").write_bytes(b"precious")
+    output = options if len(options) == 1 else [*options, "out.bin"]
+    assert command("export", "a.safetensors", *output) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and told in error, error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "there.bin"]
+    assert Path("there.bin").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("option", [["--timestep", "500"], ["--per_layer"], ["--base_model", "miniature"]])
+def test_what_makes_no_difference_is_not_ignored(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    method = TextualInversion.create(TextualInversionConfig(), num_layers=16, initial_embedding=torch.ones(32))
+    Concept(method, "<toy>", "teddy", {"base_model": "tiny"}).save(tmp_path / "a.safetensors")
+    assert command("export", *option, tmp_path / "a.safetensors", tmp_path / "out.bin") == 2
+    assert f"{option[0]}: makes no difference" in capsys.readouterr().err
+    assert not (tmp_path / "out.bin").exists()
 
 
 @pytest.mark.parametrize(
