@@ -46,7 +46,7 @@ class Loss:
 def mean_embedding(concept: Concept, timestep: int) -> Concept:
     """The mean over the layers of a concept's words at a timestep, as a Textual Inversion concept.
 
-    Its norm is left as it is: rescaling it to that of the layers' own words made no difference to the losses.
+    Its norm is left as it is; the text encoder normalises what it reads.
     """
     return _embedding(concept, concept.placeholder, _words(concept, timestep).mean(dim=0))
 

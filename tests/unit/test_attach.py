@@ -12,6 +12,7 @@ from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionCo
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 from diffusers.schedulers import DDIMScheduler
 from torch import Tensor
 
@@ -205,6 +206,20 @@ def test_a_controlnet_for_another_model_is_refused(tiny_backbone: Backbone) -> N
     with pytest.raises(UserError, match="ControlNetModel: its cross-attention layers are not those"):
         attach(pipe, {"<toy>": make_method()})
     assert "encode_prompt" not in vars(pipe)
+
+
+def test_a_unet_made_for_inpainting_works(tiny_backbone: Backbone) -> None:
+    """Nine input channels: the latents, the mask, and the latents of what the mask leaves."""
+    unet = tiny_backbone.unet
+    unet.conv_in = torch.nn.Conv2d(9, 8, kernel_size=3, padding=1)
+    unet.register_to_config(in_channels=9)
+    pipe = StableDiffusionInpaintPipeline(**make_parts(tiny_backbone))
+    pipe.set_progress_bar_config(disable=True)
+    options = {"image": torch.zeros(1, 3, 64, 64), "mask_image": torch.ones(1, 1, 64, 64), "height": 64, "width": 64}
+    plain = draw(pipe, "a teddy", **options)
+    with attach(pipe, {"<toy>": make_method()}):
+        assert not torch.allclose(draw(pipe, "a <toy>", **options), plain, atol=1e-3)
+        assert torch.equal(draw(pipe, "a teddy", **options), plain)
 
 
 @pytest.mark.parametrize(
