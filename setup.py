@@ -9,6 +9,7 @@ PACKAGES = {  # every sub-package is listed: an unlisted one works in editable m
     "neti.models": "models",
     "neti.models.methods": "models/methods",
     "neti.training": "training",
+    "neti.training.benchmark": "training/benchmark",
     "neti.training.miniature": "training/miniature",
     "neti.utils": "utils",
 }

@@ -142,6 +142,7 @@ def denoise(
     if not torch.equal(scheduler.timesteps.cpu(), conditioning.timesteps.cpu()):
         raise ValueError("the conditioning was prepared for other timesteps: use the same SamplingConfig for both")
     unet, count = backbone.unet, len(latents)
+    dtype = unet.conv_in.weight.dtype  # `unet.dtype` walks through all its modules, too slow for every step
     guided = config.guidance_scale > 1
     unconditional = conditioning.unconditional.expand(count, -1, -1)
     latents = latents.float() * scheduler.init_noise_sigma
@@ -150,7 +151,7 @@ def denoise(
         for k, t in enumerate(scheduler.timesteps):
             conditional = conditioning.conditional[k].expand(count, -1, -1)
             context = torch.cat([unconditional, conditional]) if guided else conditional
-            model_input = scheduler.scale_model_input(latents, t).to(unet.dtype)
+            model_input = scheduler.scale_model_input(latents, t).to(dtype)
             model_input = torch.cat([model_input, model_input]) if guided else model_input
             prediction = unet(model_input, t, encoder_hidden_states=context.to(model_input)).sample.float()
             if guided:

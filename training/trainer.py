@@ -88,8 +88,7 @@ class Trainer:
         with GracefulStop() as stop, self._progress_bar() as self.bar:
             self._show_if_due()
             while self.step < optim.max_train_steps:
-                self._optimizer_step()
-                self.step += 1
+                self.take_step()
                 self.bar.update()
                 at_end = self.step == optim.max_train_steps
                 if self.step % LOG_EVERY == 0:
@@ -103,7 +102,8 @@ class Trainer:
         self.metrics.close()
         return stop.received if self.step < optim.max_train_steps else None
 
-    def _optimizer_step(self) -> None:
+    def take_step(self) -> None:
+        """One optimizer step, with nothing around it; its loss waits to be read."""
         losses = []
         for micro_step in range(self.config.optim.gradient_accumulation_steps):
             with self.accelerator.accumulate(self.objective):  # gradients are exchanged on the last micro-step only
@@ -115,7 +115,8 @@ class Trainer:
         if not self.optimizer.step_was_skipped:  # by fp16's gradient scaler
             self.schedule.step()
         self.optimizer.zero_grad()
-        self.losses.add(self.step + 1, losses, learning_rate)
+        self.step += 1
+        self.losses.add(self.step, losses, learning_rate)
 
     def _read_losses(self) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from neti.training.benchmark.config import BenchmarkConfig
 from neti.training.config import RunConfig
 from neti.training.inference_config import InferenceConfig
 from neti.training.metrics_config import MetricsConfig
@@ -19,6 +20,7 @@ CONFIGS: dict[str, type[Config]] = {
     "compute_metrics": MetricsConfig,
     "pretrain_miniature": MiniatureConfig,
     "miniature_report": ReportConfig,
+    "benchmark": BenchmarkConfig,
 }
 DATA = {"concepts.yaml"}  # a table of the demo concepts, not a config
 
