@@ -9,6 +9,7 @@ from neti.training.benchmark.config import BenchmarkConfig
 from neti.training.config import RunConfig
 from neti.training.inference_config import InferenceConfig
 from neti.training.metrics_config import MetricsConfig
+from neti.training.miniature.mixing_config import MixingConfig
 from neti.training.miniature.pretrain import MiniatureConfig
 from neti.training.miniature.report_config import ReportConfig
 from neti.utils.config_io import Config, parse_config, to_plain_dict
@@ -21,6 +22,7 @@ CONFIGS: dict[str, type[Config]] = {
     "pretrain_miniature": MiniatureConfig,
     "miniature_report": ReportConfig,
     "benchmark": BenchmarkConfig,
+    "measure_mixing": MixingConfig,
 }
 DATA = {"concepts.yaml"}  # a table of the demo concepts, not a config
 

@@ -1,0 +1,120 @@
+"""`scripts/measure_mixing.py` on a tiny random model: pages, pictures and numbers, and nothing made twice."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neti.models.backbone import Backbone
+from neti.models.concept import Concept
+from neti.models.methods import NeTI, NeTIConfig
+from neti.training.miniature.mixing_page import BEGIN, END
+from neti.training.miniature.objects import find_font
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def script() -> Any:
+    try:
+        find_font()
+    except FileNotFoundError:
+        pytest.skip("the font Noto Color Emoji is not installed")
+    spec = importlib.util.spec_from_file_location("measure_mixing", ROOT / "scripts" / "measure_mixing.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def argv(tmp_path: Path, tiny_backbone_folder: Path) -> list[str]:
+    """One pair of concepts that were never trained, two seeds, two steps; the judge is the miniature's."""
+    backbone = Backbone.from_pretrained(str(tiny_backbone_folder), components=())
+    for seed, (name, word) in enumerate({"tiger": "cat", "taxi": "car"}.items()):
+        method = NeTI.create(
+            NeTIConfig(),
+            num_layers=backbone.num_layers,
+            initial_embedding=torch.ones(backbone.text_width),
+            generator=torch.Generator().manual_seed(seed),
+        )
+        Concept(method.eval(), "<concept>", word, {"step": 0}).save(tmp_path / "concepts" / f"{name}.safetensors")
+    for page in ("style_mixing.md", "several_concepts.md"):
+        (tmp_path / "docs").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "docs" / page, tmp_path / "docs" / page)
+    options = {
+        "sd": tiny_backbone_folder,
+        "concepts_dir": ROOT / "input_configs" / "concepts",
+        "concept_files": tmp_path / "concepts",
+        "train_config": tmp_path / "none.yaml",
+        "style_pairs": '["tiger + taxi"]',
+        "mixing_start": "[100, 900]",
+        "style_seeds": "0-1",
+        "both_pairs": '["tiger + taxi"]',
+        "both_seeds": "0-1",
+        "help_seeds": 1,
+        "renders": 60,
+        "steps": 2,
+        "work_dir": tmp_path / "work",
+        "docs_dir": tmp_path / "docs",
+    }
+    return [f"--{key}={value}" for key, value in options.items()]
+
+
+def test_pages_are_filled_and_nothing_is_made_twice(
+    script: Any, argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(argv) == 0, capsys.readouterr().err
+    record = json.loads((tmp_path / "work" / "mixing.json").read_text())
+    mixed = record["style_mixing"]["tiger + taxi"]["mixed"]
+    assert len(mixed) == 2 and len(mixed[0]["geometry"]) == 2
+    ways = record["several_concepts"]["ways"]
+    assert {way: len(found["tiger + taxi"]) for way, found in ways.items()} == {
+        "words alone": 2,
+        "concepts": 2,
+        "said with sides": 1,
+        "16 hidden units each": 1,
+        "bypass x 0.5": 1,
+    }
+    assert {name: len(found["tiger + taxi"]) for name, found in record["several_concepts"]["checks"].items()} == {
+        "both": 2,
+        "one": 2,
+        "twice": 2,
+        "generated alone": 2,
+    }
+    images = list((tmp_path / "work" / "images").glob("*.png"))
+    assert len(images) == 2 * 2 + 2 * 2 + 2 + 2 + 1 + 1 + 1, "own, mixed, and the five ways"
+    assert len({path.read_bytes() for path in images}) == len(images), "every way makes other images"
+    for page, told in (("style_mixing.md", "Spearman"), ("several_concepts.md", "real renders of both")):
+        text = (tmp_path / "docs" / page).read_text()
+        section = text[text.index(BEGIN) : text.index(END)]
+        assert told in section and "Not measured yet" not in text and str(tmp_path) not in text
+        assert (tmp_path / "docs" / "images" / page.replace(".md", ".jpg")).is_file()
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.name != "mixing.json"}
+    assert script.main(argv) == 0
+    assert "measuring" not in capsys.readouterr().out.rpartition("mixing.json")[2]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ('--style_pairs=["tiger + lion"]', "pairs name lion"),
+        ('--both_pairs=["teacup + teapot"]', "are of one kind"),
+        ('--both_pairs=["tiger + wolf"]', "wolf has no file in concept_files"),
+        ("--categories=cats", "categories = ['cats']"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    script: Any, argv: list[str], change: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main([*argv, change]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told in line
