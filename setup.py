@@ -11,6 +11,7 @@ PACKAGES = {  # every sub-package is listed: an unlisted one works in editable m
     "neti.training": "training",
     "neti.training.benchmark": "training/benchmark",
     "neti.training.miniature": "training/miniature",
+    "neti.training.reproduction": "training/reproduction",
     "neti.utils": "utils",
 }
 

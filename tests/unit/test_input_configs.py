@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from neti.training.benchmark.config import BenchmarkConfig
-from neti.training.config import RunConfig
+from neti.training.config import ModelConfig, RunConfig
 from neti.training.inference_config import InferenceConfig
 from neti.training.metrics_config import MetricsConfig
 from neti.training.miniature.mixing_config import MixingConfig
 from neti.training.miniature.pretrain import MiniatureConfig
 from neti.training.miniature.report_config import ReportConfig
+from neti.training.options import NormRule
+from neti.training.reproduction.plan_config import ReproductionConfig
 from neti.utils.config_io import Config, parse_config, to_plain_dict
 
 FOLDER = Path(__file__).parents[2] / "input_configs"
@@ -23,8 +26,10 @@ CONFIGS: dict[str, type[Config]] = {
     "miniature_report": ReportConfig,
     "benchmark": BenchmarkConfig,
     "measure_mixing": MixingConfig,
+    "reproduce_paper": ReproductionConfig,
 }
 DATA = {"concepts.yaml"}  # a table of the demo concepts, not a config
+PRESETS = {"reference.yaml", "paper.yaml", "compact.yaml"}  # laid over a training recipe
 
 
 def test_every_file_parses() -> None:
@@ -35,7 +40,7 @@ def test_every_file_parses() -> None:
         parse_config(CONFIGS[launch[1]], ["--config_path", str(path)])
         seen.append(path.name)
     assert {"inference.yaml", "train.yaml", "metrics.yaml"} <= set(seen)
-    assert set(seen) | DATA == {path.name for path in FOLDER.rglob("*.y*ml")}, (
+    assert set(seen) | DATA | PRESETS == {path.name for path in FOLDER.rglob("*.y*ml")}, (
         "a YAML file hides below input_configs or under another suffix"
     )
 
@@ -44,6 +49,21 @@ def test_every_file_opens_with_how_to_launch_it() -> None:
     for path in FOLDER.glob("*.yaml"):
         header = "".join(line for line in path.read_text().splitlines(keepends=True)[:8] if line.startswith("#"))
         assert f"--config_path input_configs/{path.name}" in header, path
+
+
+def test_every_preset_goes_on_top_of_a_recipe() -> None:
+    recipe = ["--config_path", str(FOLDER / "train.yaml")]
+    plain = parse_config(RunConfig, recipe)
+    models = {}
+    for path in sorted((FOLDER / "presets").glob("*.yaml")):
+        header = f"input_configs/train.yaml --config_path input_configs/presets/{path.name}"
+        assert header in path.read_text(), path
+        config = parse_config(RunConfig, [*recipe, "--config_path", str(path)])
+        assert (config.data, config.optim, config.eval) == (plain.data, plain.optim, plain.eval), "model settings alone"
+        models[path.name] = config.model
+    assert models.keys() == PRESETS
+    assert models["reference.yaml"] == ModelConfig(), "the defaults are the public code's"
+    assert models["paper.yaml"] == replace(ModelConfig(), norm_rule=NormRule.base)
 
 
 def test_train_yaml_is_the_papers_recipe() -> None:

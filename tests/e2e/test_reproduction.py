@@ -1,0 +1,171 @@
+"""scripts/reproduce_paper.py from a plan to the page: by two processes, again, in part, stopped and gone on with."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+from tiny_plan import write_plan
+
+from neti.utils.generated_images import read_generated
+from neti.utils.image_files import read_metadata
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce_paper.py"
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reproduce_paper", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_backbone_folder: Path) -> Path:
+    """A folder with a plan that two processes have done from nothing."""
+    folder = tmp_path_factory.mktemp("reproduction")
+    plan = write_plan(folder, tiny_backbone_folder)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    result = subprocess.run(
+        [*launcher, "--main_process_port", "0", str(SCRIPT), "--config_path", str(plan)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stderr
+    (folder / "output.txt").write_text(result.stdout)
+    return folder
+
+
+def results(folder: Path) -> dict[str, int]:
+    """Name of a finished cell -> when its result was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "work" / "results").iterdir()}
+
+
+def changed(folder: Path, before: dict[str, int]) -> set[str]:
+    """The cells that were done since `before`, without their hashes."""
+    return {name.rpartition("-")[0] for name, time in results(folder).items() if before.get(name) != time}
+
+
+def test_two_processes_do_every_cell_once_and_write_the_page(folder: Path) -> None:
+    output = (folder / "output.txt").read_text()
+    done = re.findall(r"^\((\d)\) \[\d+/\d+\] (\S+): \d+ s; ", output, flags=re.MULTILINE)
+    names = [name for _, name in done]
+    assert len(names) == len(set(names)) == len(results(folder)) == 8 + 20
+    assert {number for number, _ in done} == {"0", "1"}, "both worked"
+    assert output.count("done: ") == 1
+
+    page = (folder / "docs" / "reproduction.md").read_text()
+    assert "# The paper's claims, tested on `tiny_backbone" in page
+    assert str(folder) not in page.replace(f"--config_path {folder / 'plan.yaml'}", "").replace(
+        str(folder / "train.yaml"), ""
+    ).replace(str(folder / "judge"), ""), "no path of this machine but those the plan names"
+    for letter in "abcdef":
+        assert re.search(rf"^\| \({letter}\) \| .* \| \*\*(not )?(confirmed|decided|tested)", page, flags=re.MULTILINE)
+    assert "| (f) | A smaller concept costs image similarity | **not tested by this plan** |" in page
+    for link in re.findall(r"!\[.*?\]\((.*?)\)", page):
+        with Image.open(folder / "docs" / link) as picture:
+            assert picture.width > 200
+    assert "| xti | 1e+30 | - | - | - | diverged |  |" in page and "| **xti** | **0.01** |" in page
+    assert page.count("![") == 2 + 4, "two plots; two methods' grids, truncations, steps"
+
+
+def test_numbers_of_the_page_are_those_of_the_images(folder: Path) -> None:
+    """The folders are what compute_metrics.py reads, and their scores make the rows."""
+    work = folder / "work"
+    record = json.loads((work / "metrics.json").read_text())
+    [row] = [r for r in record["rows"] if (r["method"], r["concept"], r["truncation"]) == ("neti", None, None)]
+    [row_of_bear] = [r for r in record["rows"] if (r["method"], r["concept"], r["truncation"]) == ("xti", "bear", None)]
+    stored = [json.loads(path.read_text()) for path in (work / "results").glob("main.xti.bear.*.step2.full-*.json")]
+    assert row_of_bear["image_similarity"]["mean"] == pytest.approx(sum(stored[0]["result"]["image_similarity"]) / 2)
+    assert row["concepts"] == 2 and row["images"] == 4
+    assert f"{row['image_similarity']['mean']:.3f} [" in (folder / "docs" / "reproduction.md").read_text()
+    [images] = (work / "images").glob("main.xti.bear.*.step2-*")
+    found = read_generated([images])
+    assert len(found.images) == 2 and found.recipe["placeholder"] == "<bear>"
+
+
+def test_without_its_bypass_a_concept_draws_something_else(folder: Path) -> None:
+    def pixels(name: str) -> bytes:
+        [path] = (folder / "work" / "images").glob(f"main.neti.bear.*{name}-*/A photo of a {{}}/0.png")
+        assert (read_metadata(path) or {})["recipe"]["concept"].endswith("bypass off") == ("bypass" in name)
+        return Image.open(path).tobytes()
+
+    chosen = json.loads((folder / "work" / "claims.json").read_text())["search"]["tried"]
+    assert {(each["method"], each["rate"], each["step"]) for each in chosen} == {
+        *(("neti", 1e-2, step) for step in (1, 2)),
+        *(("xti", rate, 2) for rate in (1e-2, 1e30)),
+    }
+    [off] = (folder / "work" / "images").glob("main.neti.bear.*bypass_off-*")
+    step = off.name.split(".")[-2]
+    assert pixels(f"{step}") != pixels(f"{step}.bypass_off")
+
+
+def call(script: ModuleType, folder: Path, *arguments: str) -> int:
+    return script.main(["--config_path", str(folder / "plan.yaml"), *arguments])
+
+
+def test_a_second_call_keeps_everything_and_redo_does_what_it_names(
+    script: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = results(folder)
+    assert call(script, folder) == 0
+    assert changed(folder, before) == set()
+    assert call(script, folder, "--only", "main.xti.bear.*", "--redo", "main.xti.bear.*.train") == 0
+    [name] = changed(folder, before)
+    assert name.startswith("main.xti.bear.seed0.rate0.01.train")
+    assert call(script, folder, "--only", "rails.cube.*", "--redo", "rails.cube.full") == 0
+    assert changed(folder, before) == {name, "rails.cube.full"}
+    capsys.readouterr()
+    assert call(script, folder, "--redo", "nobody*") == 2
+    assert "redo = 'nobody*' matches no cell" in capsys.readouterr().err
+    assert call(script, folder, "--only", "nobody*") == 2
+
+
+def test_dry_run_writes_nothing(script: ModuleType, folder: Path, tmp_path: Path) -> None:
+    assert call(script, folder, "--dry_run", "--work_dir", str(tmp_path / "work")) == 0
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_training_stopped_by_a_signal_goes_on_where_it_was(
+    script: ModuleType, tmp_path: Path, tiny_backbone_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, tiny_backbone_folder, methods=["xti | 1e-2 | 2 12 | --model.method xti"])
+    work = tmp_path / "work"
+    only = "search.xti.ball.seed0.rate0.01.train"
+    watcher = threading.Thread(target=_interrupt_after, args=(work / "trained", "*/concept-steps-2.safetensors"))
+    watcher.start()
+    assert call(script, tmp_path, "--only", only) == 130
+    watcher.join()
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not (work / "results").exists()
+    assert call(script, tmp_path, "--only", only) == 0
+    log = (work / "logs" / f"{only.removesuffix('.train')}.train.log").read_text()
+    assert re.search(r"stopped by SIGINT after step \d+, all saved", log) and "resumed from" in log
+    [folder] = (work / "trained").iterdir()
+    assert {path.name for path in folder.glob("*.safetensors")} == {f"concept-steps-{n}.safetensors" for n in (2, 12)}
+    assert not (folder / "checkpoints").exists(), "a finished run resumes from nothing"
+
+
+def _interrupt_after(folder: Path, pattern: str) -> None:
+    """Send this process a Ctrl-C once a file is there."""
+    for _ in range(12_000):
+        if any(folder.glob(pattern)):
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+        time.sleep(0.01)

@@ -1,0 +1,215 @@
+"""Plans: what the files in input_configs ask for, mistakes in a plan, the cells, their names and their hashes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_plan import read_plan, write_plan
+
+from neti.training.config import RunConfig
+from neti.training.reproduction.board import Board, Contents, matching, with_required
+from neti.training.reproduction.cells import (
+    Cell,
+    Choice,
+    Drawing,
+    Training,
+    amount,
+    longest,
+    main_cells,
+    search_cells,
+)
+from neti.training.reproduction.plan_config import ReproductionConfig
+from neti.training.reproduction.plan_text import check_plan, describe_plan
+from neti.training.reproduction.processes import Process, leave_the_group
+from neti.training.reproduction.results import sd14_bytes
+from neti.utils.config_io import parse_config
+from neti.utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CHOSEN = {"neti": Choice(1e-2, 1), "xti": Choice(1e-2, 2)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_backbone_folder: Path) -> Path:
+    write_plan(tmp_path, tiny_backbone_folder)
+    return tmp_path
+
+
+@pytest.fixture
+def plan(folder: Path) -> ReproductionConfig:
+    return read_plan(folder / "plan.yaml")
+
+
+def trainings(cells: list[Cell]) -> list[Training]:
+    return [cell for cell in cells if isinstance(cell, Training)]
+
+
+def drawings(cells: list[Cell]) -> list[Drawing]:
+    return [cell for cell in cells if isinstance(cell, Drawing)]
+
+
+def contents(config: ReproductionConfig) -> Contents:
+    sources = (*config.concept_sources, *config.tuning_sources)
+    return Contents("model", "judge", {source.name: f"photos of {source.name}" for source in sources})
+
+
+@pytest.mark.parametrize("name", ["miniature", "sd14"])
+def test_the_plans_of_this_project(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = read_plan(Path(f"input_configs/reproduction_{name}.yaml"))
+    assert len(config.concepts) == 8 and len(config.tuning_concepts) == 2 and len(config.prompts) == 15
+    for training in trainings(search_cells(config)):
+        assert training.config.optim.learning_rate == training.rate
+    variants = {cell.method: cell.config.model for cell in trainings(search_cells(config))}
+    base = variants["neti"]
+    expected = {
+        "neti": {},
+        "textual_inversion": {"method": "textual_inversion"},
+        "xti": {"method": "xti"},
+        "no_bypass": {"output_bypass": False},
+        "no_nested_dropout": {"use_nested_dropout": False},
+        "no_positional_encoding": {"use_positional_encoding": False},
+        "time_only": {"use_layer": False},
+        "space_only": {"use_time": False},
+        "norm_base": {"norm_rule": "base"},
+        "compact": {"mapper_hidden_dim": 24, "num_pe_frequencies": 64, "num_pe_time_anchors": 3},
+        "narrow": {"mapper_hidden_dim": 24},
+        "few_frequencies": {"num_pe_frequencies": 64},
+    }
+    assert variants == {method: replace(base, **changes) for method, changes in expected.items()}  # type: ignore[arg-type]
+    assert "is not tested" not in describe_plan(config, 2) and "no method is called" not in describe_plan(config, 2)
+    if name == "miniature":
+        check_plan(config)
+
+
+def test_the_compact_preset_keeps_its_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size is that of a real file with all it holds, written for text width 768 and 16 layers."""
+    monkeypatch.chdir(ROOT)
+    recipe = ["--config_path", "input_configs/train.yaml"]
+    compact = parse_config(RunConfig, [*recipe, "--config_path", "input_configs/presets/compact.yaml"])
+    assert 90_000 < sd14_bytes(compact) <= 100_000
+    whole = sd14_bytes(parse_config(RunConfig, recipe))
+    assert whole == pytest.approx(2 * (563_616 + 2 * 1024 * 2), rel=0.01), "1024 x 2 frequencies stay in float32"
+
+
+def test_the_search_tries_every_pair_on_every_tuning_concept(plan: ReproductionConfig) -> None:
+    cells = search_cells(plan)
+    assert [(t.method, t.rate, t.steps) for t in trainings(cells)] == [
+        ("neti", 1e-2, 2),
+        ("xti", 1e-2, 2),
+        ("xti", 1e30, 2),
+    ]
+    assert [d.step for d in drawings(cells)] == [0, 1, 2, 2, 2], "the rails, then every number of steps"
+    assert {d.images.name for d in drawings(cells)} == {"short"}
+    assert amount(cells) == (6, 5)
+
+
+def test_the_main_part_has_what_the_claims_need(plan: ReproductionConfig) -> None:
+    cells = main_cells(replace(plan, train_seeds=(0, 1)), CHOSEN)
+    assert len(cells) == len({cell.name for cell in cells}) == len(set(cells))
+    of_bear = [cell.name for cell in cells if cell.concept.name == "bear" and "seed1" not in cell.name]
+    neti, xti = "main.neti.bear.seed0.rate0.01", "main.xti.bear.seed0.rate0.01"
+    assert of_bear == [
+        "rails.bear.full",
+        f"{neti}.train",
+        f"{neti}.step1.full",
+        f"{neti}.step1.short",
+        f"{neti}.step2.short",
+        f"{neti}.step1.truncation4.full",
+        f"{neti}.step1.bypass_off.full",
+        f"{xti}.train",
+        f"{xti}.step2.full",
+        f"{xti}.step2.short",
+    ]
+    assert {t.seed for t in trainings(cells)} == {0, 1}
+    assert {t.config.optim.seed for t in trainings(cells) if t.seed == 1} == {1}
+
+
+def test_a_method_without_a_curve_trains_for_its_chosen_steps_alone(folder: Path, tiny_backbone_folder: Path) -> None:
+    path = write_plan(folder, tiny_backbone_folder, methods=["no_bypass | 1e-2 | 1 2 4 | --model.output_bypass false"])
+    [first, *_] = trainings(main_cells(read_plan(path), {"no_bypass": Choice(1e-2, 2)}))
+    assert first.checkpoints == (2,) and not first.config.model.output_bypass
+    assert longest(read_plan(path)) == {"no_bypass": Choice(1e-2, 4)}
+
+
+def test_a_key_holds_everything_a_result_depends_on_and_nothing_else(folder: Path, tiny_backbone_folder: Path) -> None:
+    def keys(**changes: object) -> list[str]:
+        config = read_plan(write_plan(folder, tiny_backbone_folder, **changes))
+        board = Board(config, contents(config))
+        cells = main_cells(config, CHOSEN)
+        training, drawing = trainings(cells)[0], drawings(cells)[2]  # behind both rails
+        return [board.key(training), board.images_key(drawing), board.key(drawing)]
+
+    plain = keys()
+    assert keys() == plain
+    elsewhere = {"work_dir": str(folder / "other"), "page": "x.md", "batch_size": 2, "device": "auto"}
+    assert keys(**elsewhere, bootstrap_samples=500, train_seeds=[0, 1]) == plain
+    judged = keys(placeholder="replaced")
+    assert judged[:2] == plain[:2] and judged[2] != plain[2], "measured anew, not drawn"
+    more = keys(seeds=[0, 1])
+    assert more[:2] == plain[:2] and more[2] != plain[2], "the images that are there are kept"
+    drawn = keys(num_denoising_steps=3)
+    assert drawn[0] == plain[0] and drawn[1] != plain[1] and drawn[2] != plain[2]
+    trained = keys(methods=["neti | 1e-2 | 1 2 | --model.bypass_alpha 0.1", "xti | 1e-2 | 2 | --model.method xti"])
+    assert not set(trained) & set(plain)
+
+
+def test_cells_are_found_by_name_and_come_with_what_they_need(plan: ReproductionConfig) -> None:
+    cells = main_cells(plan, CHOSEN)
+    [drawing] = matching(cells, "*.bear.*.truncation4.*")
+    assert [cell.name for cell in with_required([drawing])] == ["main.neti.bear.seed0.rate0.01.train", drawing.name]
+    assert matching(cells, "*.nobody.*") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"concepts": ["bear | teddy"]}, "concepts: 'bear | teddy' must read \"name | super-category word | folder"),
+        ({"methods": ["neti | | 1"]}, "methods: 'neti | | 1' must read \"name | learning rates | steps |"),
+        ({"methods": ["neti | fast | 1"]}, "a learning rate or a number of steps that is no number"),
+        ({"methods": ["neti | 0 | 1"]}, "must have learning rates and steps above 0"),
+        ({"methods": ["neti | 1e-3 | 2 1"]}, "must have rising steps"),
+        ({"methods": ["Ne/Ti | 1e-3 | 2"]}, "small letters, digits and _, not 'Ne/Ti'"),
+        ({"methods": ["neti | 1e-3 | 2", "neti | 1e-2 | 2"]}, "methods: 'neti' is there twice"),
+        (
+            {"methods": ["neti | 1e-3 | 2 | --optim.learning_rate=1"]},
+            "sets optim.learning_rate, which the plan decides",
+        ),
+        ({"tuning_concepts": []}, "tuning_concepts is empty"),
+        ({"tuning_concepts": ["bear | teddy | ."]}, "concepts and tuning_concepts: 'bear' is there twice"),
+        ({"prompts": ["a bear"]}, "prompts: 'a bear' has no {}"),
+        ({"methods": ["neti | 1e-3 | 2 | --model.colour red"]}, "methods: neti: unknown key model.colour"),
+        ({"truncations": [16]}, "truncations = [16]: neti has 16 units"),
+        ({"scheduler": "magic"}, "scheduler 'magic': must be one of"),
+        ({"concepts": ["bear | teddy | ./nowhere"]}, "the image folder nowhere does not exist"),
+        (
+            {"methods": ["neti | 1e-3 | 2", "xti | 1e-3 | 2 | --model.pretrained_model_name_or_path x"]},
+            "they name several base models",
+        ),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_done(
+    folder: Path, tiny_backbone_folder: Path, changes: dict[str, object], message: str
+) -> None:
+    path = write_plan(folder, tiny_backbone_folder, **changes)
+    with pytest.raises(UserError) as caught:
+        check_plan(read_plan(path))
+    assert message in str(caught.value)
+
+
+def test_a_plan_tells_what_it_will_not_test(plan: ReproductionConfig) -> None:
+    told = describe_plan(plan, 1)
+    assert "no method is called textual_inversion" in told and "no method is called neti" not in told
+    assert "search         8 cells: 3 trainings, 6 steps; 5 images" in told
+
+
+def test_a_launched_process_becomes_one_that_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "ACCELERATE_MIXED_PRECISION": "no"}.items():
+        monkeypatch.setenv(name, value)
+    process = leave_the_group()
+    assert process == Process(number=3, count=4, local_number=1) and not process.is_first
+    assert leave_the_group() == Process()
+    assert process.device("auto", 2) == "cuda:1" and process.device("auto", 0) == "auto"
+    assert process.device("cpu", 2) == "cpu" and Process().device("auto", 1) == "auto"

@@ -1,0 +1,88 @@
+"""Which learning rate and step budget each method is compared with: chosen on the tuning concepts, by one rule for all.
+
+The rule, fixed before any run: of all pairs of a learning rate and a number of steps, the one with the highest harmonic
+mean of relative image and relative text similarity, averaged over the same images of the same tuning concepts. Relative
+means between the rails: for image similarity 0 is the super-category word and 1 the photos themselves, for text
+similarity 0 is the photos and 1 the word. A pair that is better than both zeros is preferred to one that is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .cells import Choice
+
+RULE = (
+    "the highest harmonic mean of relative image and relative text similarity on the tuning concepts. Relative means "
+    "between the rails: for image similarity 0 is the super-category word and 1 the photos, for text similarity 0 is "
+    "the photos and 1 the word. A scale whose rails stand the wrong way round is left out"
+)
+
+
+@dataclass(frozen=True)
+class Rails:
+    """Similarities, averaged over the tuning concepts: of images of the super-category word, and of the photos."""
+
+    word_image: float
+    word_text: float
+    photos_image: float
+    photos_text: float
+
+    def relative(self, image: float, text: float) -> tuple[float | None, float | None]:
+        """Image and text similarity between the rails; None where the rails do not span a scale."""
+        return (
+            _between(image, self.word_image, self.photos_image),
+            _between(text, self.photos_text, self.word_text),
+        )
+
+    def score(self, image: float, text: float) -> float:
+        """What the rule compares: the harmonic mean, or the worse of the two where one is not above 0."""
+        scales = [value for value in self.relative(image, text) if value is not None]
+        if not scales:
+            return 0.0
+        if min(scales) <= 0:
+            return min(scales)
+        return len(scales) / sum(1 / value for value in scales)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One pair that was tried; image, text and score None: the training diverged."""
+
+    method: str
+    rate: float
+    step: int
+    image: float | None = None
+    text: float | None = None
+    score: float | None = None
+
+
+def choose(candidates: Sequence[Candidate]) -> dict[str, Choice]:
+    """Method -> its best pair; of equals the one with fewer steps, then the lower learning rate.
+
+    A method all of whose trainings diverged is missing.
+    """
+    chosen = {}
+    for method in dict.fromkeys(candidate.method for candidate in candidates):
+        good = [c for c in candidates if c.method == method and c.score is not None]
+        if good:
+            best = max(good, key=lambda c: (c.score, -c.step, -c.rate))
+            chosen[method] = Choice(best.rate, best.step)
+    return chosen
+
+
+def edges(candidates: Sequence[Candidate], method: str, choice: Choice) -> list[str]:
+    """Where the choice lies at the edge of what was tried, so that something beyond might be better still."""
+    rates = sorted({candidate.rate for candidate in candidates if candidate.method == method})
+    steps = sorted({candidate.step for candidate in candidates if candidate.method == method})
+    found = []
+    if len(rates) > 1 and choice.rate in (rates[0], rates[-1]):
+        found.append("lowest rate" if choice.rate == rates[0] else "highest rate")
+    if len(steps) > 1 and choice.step == steps[-1]:
+        found.append("most steps")
+    return found
+
+
+def _between(value: float, zero: float, one: float) -> float | None:
+    return (value - zero) / (one - zero) if one > zero else None
