@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,29 @@ def test_detectors_find_what_is_there() -> None:
     detectors = Detectors.learn("ab", features[:200], shown[:200])
     found = detectors.found(features[200:])
     assert np.mean([one == set(truth) for one, truth in zip(found, shown[200:], strict=True)]) > 0.95
+
+
+def test_thresholds_come_from_scores_that_leave_the_render_out() -> None:
+    """With more features than renders any labels can be fitted; the thresholds must not believe it."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(60, 100))
+    shown = [frozenset("a") if random.random() < 0.5 else frozenset() for _ in range(60)]
+    detectors = Detectors.learn("a", features, shown)
+    scores = np.concatenate([features, np.ones((60, 1))], axis=1) @ detectors.weights[:, 0]
+    by_hand = []
+    for k in range(60):
+        rest = [n for n in range(60) if n != k]
+        again = Detectors.learn("a", features[rest], [shown[n] for n in rest])
+        by_hand.append(float(np.append(features[k], 1) @ again.weights[:, 0]))
+    truth = np.array(["a" in one for one in shown])
+
+    def gain(cut: float) -> float:
+        return float(np.mean(np.array(by_hand)[truth] > cut) + np.mean(np.array(by_hand)[~truth] <= cut))
+
+    order = sorted(by_hand)
+    best = max(gain((low + high) / 2) for low, high in pairwise(order))
+    assert gain(float(detectors.thresholds[0])) == pytest.approx(best)
+    assert np.mean((scores > 0) == truth) == 1.0, "while the fit itself tells nothing"
 
 
 @pytest.fixture(scope="module")
