@@ -1,8 +1,9 @@
 # Two commands for a fresh machine: `make demo` shows the toolkit at work, `make test` checks it.
-# PYTHON chooses the interpreter (3.10 or newer), VENV where the environment goes.
+# PYTHON chooses the interpreter (3.10 or newer), VENV where the environment goes, JOBS how many tests run at once.
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := outputs/demo
@@ -47,11 +48,12 @@ types: $(INSTALLED)
 	MYPYPATH=build/typing $(BIN)/mypy -p neti.models -p neti.training -p neti.utils
 	MYPYPATH=build/typing $(BIN)/mypy scripts
 
+# Two files of tests at a time, each with one thread: two threads in each would wait for one another.
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest tests/unit tests/parity
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/unit tests/parity
 
 e2e: $(INSTALLED)
-	$(BIN)/python -m pytest tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/e2e
 
 wheel: $(INSTALLED)
 	$(BIN)/python scripts/check_wheel.py

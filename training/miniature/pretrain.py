@@ -198,6 +198,7 @@ def export(folder: Path, models: Models) -> None:
     )
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(temporary / "sd", max_shard_size=SHARD)
+    _forget_origins(temporary)
     models.judge.half().save_pretrained(temporary / "judge")
     models.words.save_pretrained(temporary / "judge")
     for place in ("sd/tokenizer", "judge"):
@@ -210,6 +211,14 @@ def export(folder: Path, models: Models) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (temporary / name).rename(folder / name)
     shutil.rmtree(temporary)
+
+
+def _forget_origins(folder: Path) -> None:
+    """Take out of the parts' configs where on this machine they were loaded from."""
+    for path in folder.glob("sd/*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _plain(tree: Any) -> Any:
