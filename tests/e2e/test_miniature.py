@@ -96,7 +96,7 @@ def test_the_judge_reads_captions(judge, concepts):
         words[int((features(judge, photos(name)).mean(0) @ texts.T).argmax())] == word
         for name, word in concepts.items()
     ]
-    assert sum(hits) / len(hits) >= 0.5  # chance: 1 in 8; the glyphs are new to the judge
+    assert sum(hits) / len(hits) >= 0.5  # chance: 1 in 6; the glyphs are new to the judge
 
 
 def test_a_concept_is_learned_and_drawn_by_the_scripts(tmp_path, judge):
