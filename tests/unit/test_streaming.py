@@ -40,7 +40,7 @@ def live_latents() -> int:
 
 
 def _is_latent(thing: object) -> bool:
-    return type(thing) is Tensor and thing.shape[1:] == (4, 8, 8)  # not the data-less ones of a compiler in this process
+    return type(thing) is Tensor and thing.shape[1:] == (4, 8, 8)  # no FakeTensor: they hold no data
 
 
 def test_latents_of_a_thousand_seeds_live_a_batch_at_a_time(tiny_backbone: Backbone) -> None:
