@@ -52,7 +52,7 @@ def test_attention_is_put_back(tiny_backbone: Backbone) -> None:
 def test_every_chapter_and_row_is_on_the_page() -> None:
     numbers = itertools.count()
     row = {key: f"{key} {next(numbers)}" for key in ("what", "value", "counted", "wanted", "note")}
-    machine = {"processor": "a CPU", "cores": 2, "threads": 1, "system": "Linux", "torch": "2.0"}
+    machine = {"processor": "a CPU", "cores": 2, "threads": 1, "system": "Linux", "load": 0.5, "torch": "2.0"}
     chapter = {"settings": {"batch": 8, "resolution": None}, "machine": machine, "tables": {"miniature: images": [row]}}
     page = render_page({"here": chapter, "there": {**chapter, "machine": {**machine, "accelerator": "a GPU"}}})
     assert page.count("| " + " | ".join(row.values()) + " |") == 2

@@ -65,8 +65,9 @@ def _chapter(name: str, found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     place = machine.get("accelerator") or machine["processor"]
     told = {
-        "Machine": f"{place}, {machine['cores']} cores, PyTorch with {machine['threads']} threads, {machine['system']}",
-        "Versions": _listed(machine, {"accelerator", "processor", "cores", "threads", "system"}),
+        "Machine": f"{place}, {machine['cores']} cores, PyTorch with {machine['threads']} threads, "
+        f"{machine['system']}; load average before the start: {machine['load']}",
+        "Versions": _listed(machine, {"accelerator", "processor", "cores", "threads", "system", "load"}),
         "Settings": _listed(found["settings"], set()),
     }
     lines = [f"## {name}", "", *(f"{title}: {text}.  " for title, text in told.items()), ""]

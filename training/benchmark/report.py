@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -31,6 +32,7 @@ def write_benchmark(config: BenchmarkConfig, scripts: Path, tell: Callable[[str,
     """
     if not config.train_config.is_file():
         raise UserError(f"train_config = {config.train_config}: no such file; start in the project's folder")
+    machine = _machine(config)  # with the load that others put on it, before ours
     tables: Tables = {}
     with tempfile.TemporaryDirectory() as folder:
         for title, rows in _measure(config, Commands(config, scripts, Path(folder) / "runs"), Path(folder)):
@@ -39,7 +41,7 @@ def write_benchmark(config: BenchmarkConfig, scripts: Path, tell: Callable[[str,
     write_json(
         {
             "settings": _settings(config),
-            "machine": _machine(config),
+            "machine": machine,
             "tables": {title: [asdict(row) for row in rows] for title, rows in tables.items()},
         },
         config.work_dir / f"{config.name}.json",
@@ -102,4 +104,5 @@ def _settings(config: BenchmarkConfig) -> dict[str, Any]:
 def _machine(config: BenchmarkConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     accelerator = {"accelerator": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    return {**accelerator, **describe_machine()}
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "unknown"
+    return {**accelerator, **describe_machine(), "load": load}

@@ -16,7 +16,8 @@ LIBRARIES = (
     "from transformers import CLIPTextModel, CLIPTokenizer"
 )
 IMAGE_STEPS = 25
-SHORT, LONG = 10, 40  # steps of the training whose pace is taken between two saves
+SHORT, LONG = 20, 40  # steps of the training whose pace is taken between two saves
+BATCH = 4
 
 
 def startup_rows(config: BenchmarkConfig, commands: Commands) -> list[Row]:
@@ -54,12 +55,20 @@ def startup_rows(config: BenchmarkConfig, commands: Commands) -> list[Row]:
 
 
 def process_rows(config: BenchmarkConfig, commands: Commands) -> list[Row]:
-    """Samples per second by number of processes, each with the batch of `train_config`; over gloo on a CPU."""
+    """Samples per second by number of processes, each with a batch of its own; over gloo on a CPU."""
     rows = []
     for count in config.processes:
         name = f"processes-{count}"
-        commands.train(name, count, log__save_steps=SHORT, optim__max_train_steps=LONG)
+        commands.train(
+            name,
+            count,
+            log__save_steps=SHORT,
+            optim__max_train_steps=LONG,
+            optim__train_batch_size=BATCH,
+            optim__gradient_accumulation_steps=1,
+        )
         saved = [commands.concept(name, step).stat().st_mtime for step in (SHORT, LONG)]
         pace = (saved[1] - saved[0]) / (LONG - SHORT)
-        rows.append(Row(f"training on {count} process{'es' if count > 1 else ''}", f"{seconds(pace)} per step"))
+        what = f"training, batch {BATCH} on each of {count} process{'es' if count > 1 else ''}"
+        rows.append(Row(what, f"{count * BATCH / pace:.3g} samples/s", note=f"{seconds(pace)} per step"))
     return rows

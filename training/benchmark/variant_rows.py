@@ -61,8 +61,8 @@ def _small_parts(config: BenchmarkConfig, workshop: Workshop) -> tuple[list[Row]
         return Row(what, f"{saved:.1f}% of a step saved", note=times)
 
     return [
-        saving("kept: one mapper call per batch, not one per sample", "calls", "call"),
-        saving("not kept: the fused AdamW", "default", "fused"),
+        saving("in use: one mapper call per batch, not one per sample", "calls", "call"),
+        saving("not in use: the fused AdamW", "default", "fused"),
     ], found["step"]
 
 
@@ -75,7 +75,7 @@ def _channels_last(config: BenchmarkConfig, backbone: Backbone) -> Row:
     }
     found = in_turn(works, config.repeats, backbone.unet.device)
     return Row(
-        "not kept: the U-Net in channels_last / as it is",
+        "not in use: the U-Net in channels_last / as it is",
         str(Ratio.of(found["channels_last"], found["as it is"])),
         note=" / ".join(seconds(found[name].median / config.steps) for name in ("channels_last", "as it is")),
     )
