@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     def tell(line: str) -> None:
-        print(f"({process.number}) {line}" if process.count > 1 else line, flush=True)
+        line = f"({process.number}) {line}" if process.count > 1 else line
+        print(f"{line}\n", end="", flush=True)  # in one write: processes share the terminal
 
     try:
         page = Reproduction(config, process, tell).run(shlex.join(["python", "scripts/reproduce_paper.py", *argv]))

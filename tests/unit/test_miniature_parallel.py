@@ -84,16 +84,17 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert any(not torch.equal(value, first["weights"][name]) for name, value in gone_on.items())
 
 
-def test_batches_of_one_ground_hold_nothing_else() -> None:
-    settings = clip.CLIPSettings(batch=16, alike=1.0)
-    grounds = [np.array([1, 4, 9]), np.array([0, 2, 3, 5])]
-    drawn = {
-        tuple(sorted(set(clip.draw(grounds, 10, settings, loop.generator(0, step)).tolist()))) for step in range(40)
-    }
-    assert all(set(one) <= set(grounds[0]) or set(one) <= set(grounds[1]) for one in drawn)
-    assert any(1 in one for one in drawn) and any(0 in one for one in drawn)
-    anywhere = clip.draw(grounds, 1000, clip.CLIPSettings(batch=64, alike=0.0), loop.generator(0, 0))
-    assert anywhere.max() > 9
+def test_batches_of_hard_negatives_hold_one_group_and_nothing_else() -> None:
+    alike = ([np.array([1, 4]), np.array([9]), np.array([0, 2, 3, 5])], [np.array([1, 4, 9]), np.array([0, 2, 3, 5])])
+
+    def drawn(shares: tuple[float, float]) -> set[frozenset[int]]:
+        settings = clip.CLIPSettings(batch=32, alike=shares)
+        return {frozenset(clip.draw(alike, 1000, settings, loop.generator(0, step)).tolist()) for step in range(60)}
+
+    assert drawn((1.0, 0.0)) == {frozenset(group.tolist()) for group in alike[0]}
+    assert drawn((0.0, 1.0)) == {frozenset(group.tolist()) for group in alike[1]}
+    assert all(max(batch) > 9 for batch in drawn((0.0, 0.0)))
+    assert drawn((0.5, 0.25)) > {frozenset(group.tolist()) for groups in alike for group in groups}
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,9 @@ class CLIPSettings(Config):
     steps: int = 1200
     batch: int = 128
     learning_rate: float = 1e-3
-    # Share of the batches whose scenes have one place and style, so that only the object can tell their captions apart
-    alike: float = 0.5
+    # Shares of the batches with hard negatives: scenes of one place and style, only the object tells their captions
+    # apart; scenes of one style, the place does too (a place is drawn from few colours in manga or watercolour)
+    alike: tuple[float, float] = (0.4, 0.3)
     seed: int = 21
 
 
@@ -107,13 +108,17 @@ def tokenise(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return batch["input_ids"]
 
 
-def draw(grounds: Sequence[np.ndarray], count: int, settings: CLIPSettings, random: torch.Generator) -> np.ndarray:
-    """The scenes of one batch, sorted: any of ``count``, or (hard negatives) any of one place and style."""
+def draw(
+    alike: tuple[data.Grouping, data.Grouping], count: int, settings: CLIPSettings, random: torch.Generator
+) -> np.ndarray:
+    """The scenes of one batch, sorted: any of ``count``, or (hard negatives) any of one group of a grouping."""
     anywhere = torch.randint(count, (settings.batch,), generator=random)
-    if float(torch.rand((), generator=random)) >= settings.alike:
+    at = float(torch.rand((), generator=random))
+    if at >= sum(settings.alike):
         return anywhere.sort().values.numpy()
-    ground = grounds[int(torch.randint(len(grounds), (), generator=random))]
-    return np.sort(ground[(anywhere % len(ground)).numpy()])
+    groups = alike[0] if at < settings.alike[0] else alike[1]
+    group = groups[int(torch.randint(len(groups), (), generator=random))]
+    return np.sort(group[(anywhere % len(group)).numpy()])
 
 
 def train(
@@ -121,13 +126,13 @@ def train(
     tokenizer: CLIPTokenizer,
     images: np.ndarray,
     captions: Captions,
-    grounds: Sequence[np.ndarray],
+    alike: tuple[data.Grouping, data.Grouping],
     part: loop.Slice,
     device: str = "cpu",
 ) -> CLIPModel | None:
     """Symmetric InfoNCE over image and caption batches; None when the time slice ended first.
 
-    images: uint8 [count,H,W,3]; grounds: the indices of the scenes of each place and style, together all of them.
+    images: uint8 [count,H,W,3]; alike: the groupings that hard negatives come from (``data.alike``).
     """
     model: Any = build(settings, tokenizer, images.shape[1])
     model.to(device)
@@ -136,7 +141,7 @@ def train(
 
     def step(number: int) -> dict[str, float]:
         random = loop.generator(settings.seed, number)
-        chosen = draw(grounds, len(images), settings, random)
+        chosen = draw(alike, len(images), settings, random)
         pixels = normalise(augment(data.to_tensor(images[chosen]), random)).to(device)
         ids = tokenise(tokenizer, captions(chosen, number)).to(device)
         for group in optimizer.param_groups:

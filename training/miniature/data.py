@@ -24,12 +24,17 @@ def scenes(world: World, count: int, *, held_out: bool = False) -> list[Scene]:
     return [world.scene(HELD_OUT_SEED, index, held_out=index % 3 == 0) for index in range(count)]
 
 
-def grounds(chosen: list[Scene]) -> list[np.ndarray]:
-    """The indices of the scenes of each (place, style) that occurs."""
-    found: dict[tuple[str, str], list[int]] = {}
+Grouping = list[np.ndarray]  # the indices of the scenes of each group
+
+
+def alike(chosen: list[Scene]) -> tuple[Grouping, Grouping]:
+    """The scenes by place and style, where only the object differs; and by style, where the place differs too."""
+    of_ground: dict[tuple[str, str], list[int]] = {}
+    of_style: dict[str, list[int]] = {}
     for index, scene in enumerate(chosen):
-        found.setdefault((scene.place, scene.style), []).append(index)
-    return [np.array(indices) for indices in found.values()]
+        of_ground.setdefault((scene.place, scene.style), []).append(index)
+        of_style.setdefault(scene.style, []).append(index)
+    return [np.array(found) for found in of_ground.values()], [np.array(found) for found in of_style.values()]
 
 
 def _render_chunk(chunk: list[Scene], world: World, pixels: int) -> np.ndarray:

@@ -130,8 +130,8 @@ def _prepare(config: MiniatureConfig) -> Prepared | None:
     def told(chosen: np.ndarray, step: int) -> list[str]:
         return [captions.caption(scenes[k], np.random.default_rng((7, step, int(k)))) for k in chosen]
 
-    grounds = data.grounds(scenes)
-    models = read_export(config.start_from) if config.start_from else _first_stages(config, images, told, grounds)
+    alike = data.alike(scenes)
+    models = read_export(config.start_from) if config.start_from else _first_stages(config, images, told, alike)
     if models is None:
         return None
     moments = vae.encode_all(models.autoencoder, images, folder / "moments.pt", config.device)
@@ -142,7 +142,7 @@ def _prepare(config: MiniatureConfig) -> Prepared | None:
 
 
 def _first_stages(
-    config: MiniatureConfig, images: np.ndarray, told: clip.Captions, grounds: list[np.ndarray]
+    config: MiniatureConfig, images: np.ndarray, told: clip.Captions, alike: tuple[data.Grouping, data.Grouping]
 ) -> Models | None:
     """Tokenizer, autoencoder and both CLIPs, trained, and a new U-Net; None when time ran out."""
     folder = config.work_dir
@@ -155,11 +155,11 @@ def _first_stages(
     if autoencoder is None:
         return None
     part = loop.Slice(folder, "clip_text", config.minutes, save_every=200, log_every=25)
-    conditioner = clip.train(config.text, words, images, told, grounds, part, config.device)
+    conditioner = clip.train(config.text, words, images, told, alike, part, config.device)
     if conditioner is None:
         return None
     part = loop.Slice(folder, "clip_judge", config.minutes, save_every=200, log_every=25)
-    judge = clip.train(config.judge, words, images, told, grounds, part, config.device)
+    judge = clip.train(config.judge, words, images, told, alike, part, config.device)
     if judge is None:
         return None
     text = unet.text_tower(conditioner)
