@@ -1,6 +1,6 @@
 """Two small CLIP models, trained contrastively on the world: A conditions the U-Net, B is only ever the judge."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
