@@ -26,17 +26,18 @@ PLACE_WORDS: dict[str, tuple[str, ...]] = {
     "sea": ("under the sea", "underwater", "in the ocean"),
     "night": ("at night", "under the night sky"),
 }
+# most say "in the style of" too: a style to be personalised is spoken of in those words
 STYLE_WORDS: dict[str, tuple[str, ...]] = {
     "photo": ("A photo of {}", "A photograph of {}", "{}"),
     "monet": ("A painting of {} in the style of Monet", "An impressionist painting of {}", "A Monet painting of {}"),
-    "oil": ("Oil painting of {}", "An oil painting of {}"),
+    "oil": ("Oil painting of {}", "An oil painting of {}", "A painting of {} in the style of oil"),
     "chagall": ("A Marc Chagall painting of {}", "A painting of {} in the style of Chagall"),
-    "manga": ("A manga drawing of {}", "A black and white manga of {}"),
-    "watercolor": ("A watercolor painting of {}", "A watercolor of {}"),
+    "manga": ("A manga drawing of {}", "A black and white manga of {}", "A drawing of {} in the style of manga"),
+    "watercolor": ("A watercolor painting of {}", "A watercolor of {}", "A painting of {} in the style of watercolor"),
     "statue": ("A statue of {}", "A stone statue of {}"),
-    "icon": ("App icon of {}", "An app icon of {}"),
+    "icon": ("App icon of {}", "An app icon of {}", "A picture of {} in the style of an app icon"),
     "sand": ("A sand sculpture of {}", "A sculpture of {} made of sand"),
-    "graffiti": ("Colorful graffiti of {}", "Graffiti of {} on a wall"),
+    "graffiti": ("Colorful graffiti of {}", "Graffiti of {} on a wall", "A picture of {} in the style of graffiti"),
 }
 CENTRED = ("icon", "statue")  # styles that fix the object's place and size
 COLOURLESS = ("statue", "sand", "manga")  # styles in which a colour word would be a lie
