@@ -314,7 +314,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(blocks) >= 5
     code, shortened = re.subn(r"num_inference_steps=\d+", "num_inference_steps=3", "\n".join(blocks))
     assert shortened >= 4
-    concept = Path("outputs/demo/concept-steps-200.safetensors")
+    concept = Path("outputs/demo/concept-steps-300.safetensors")
     assert str(concept) in code
     monkeypatch.chdir(tmp_path)
     concept.parent.mkdir(parents=True)
