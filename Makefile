@@ -33,7 +33,7 @@ $(INSTALLED): environment/requirements.txt environment/requirements-dev.txt setu
 demo: $(INSTALLED)
 	$(BIN)/python scripts/train.py --config_path input_configs/train_miniature.yaml --overwrite
 	$(BIN)/python scripts/inference.py --config_path input_configs/inference_miniature.yaml
-	$(BIN)/python scripts/make_overview.py $(DEMO)/inference --photos input_configs/concepts/wolf
+	$(BIN)/python scripts/make_overview.py $(DEMO)/inference --photos input_configs/concepts/taxi --seed 1
 
 test: lint types unit e2e wheel
 
