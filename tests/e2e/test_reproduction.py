@@ -46,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_backbone_folder: Path)
         capture_output=True,
         text=True,
         timeout=400,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},  # every write at once: lines of the two must not run together
     )
     assert result.returncode == 0, result.stderr
     (folder / "output.txt").write_text(result.stdout)

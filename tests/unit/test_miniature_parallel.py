@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import torch
 import torch.multiprocessing as mp
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from neti.training.miniature import clip, loop, parallel, unet
+from neti.training.miniature import clip, data, loop, parallel, unet
+from neti.training.miniature.world import Scene
 
 # the warm-up divides the rate by 200
 CONFIG = unet.UNetConfig(
@@ -95,6 +98,17 @@ def test_batches_of_hard_negatives_hold_one_group_and_nothing_else() -> None:
     assert drawn((0.0, 1.0)) == {frozenset(group.tolist()) for group in alike[1]}
     assert all(max(batch) > 9 for batch in drawn((0.0, 0.0)))
     assert drawn((0.5, 0.25)) > {frozenset(group.tolist()) for groups in alike for group in groups}
+
+
+def test_hard_negatives_share_place_and_style_or_style_alone() -> None:
+    def scene(place: str, style: str) -> Scene:
+        return cast(Scene, SimpleNamespace(place=place, style=style))
+
+    scenes = [scene("sea", "oil"), scene("moon", "oil"), scene("sea", "oil"), scene("sea", "manga")]
+    of_ground, of_style = data.alike(scenes)
+    assert {tuple(group) for group in of_ground} == {(0, 2), (1,), (3,)}
+    assert {tuple(group) for group in of_style} == {(0, 1, 2), (3,)}
+    assert clip.CLIPSettings().problems() == [] and "at most 1" in clip.CLIPSettings(alike=(0.8, 0.3)).problems()[0]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

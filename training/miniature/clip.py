@@ -34,6 +34,12 @@ class CLIPSettings(Config):
     alike: tuple[float, float] = (0.4, 0.3)
     seed: int = 21
 
+    def problems(self) -> list[str]:
+        """One line if the shares are no shares."""
+        if min(self.alike) < 0 or sum(self.alike) > 1:
+            return [f"alike = {list(self.alike)}: shares of the batches; each at least 0, together at most 1"]
+        return []
+
 
 def build(settings: CLIPSettings, tokenizer: CLIPTokenizer, pixels: int) -> CLIPModel:
     """A transformers CLIPModel with heads of width 32 and a joint space as wide as the text tower."""

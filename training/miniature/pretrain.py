@@ -214,10 +214,11 @@ def export(folder: Path, models: Models) -> None:
 
 
 def _forget_origins(folder: Path) -> None:
-    """Take out of the parts' configs where on this machine they were loaded from."""
-    for path in folder.glob("sd/*/config.json"):
+    """Take out of the parts' configs where on this machine, and how, they were loaded."""
+    for path in [*folder.glob("sd/*/config.json"), *folder.glob("**/tokenizer_config.json")]:
         config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
+        for key in ("_name_or_path", "local_files_only"):
+            config.pop(key, None)
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
