@@ -127,30 +127,33 @@ def initial_latents(backbone: Backbone, seeds: Sequence[int], config: SamplingCo
 @torch.no_grad()
 def denoise(
     backbone: Backbone,
-    conditioning: PromptConditioning,
+    conditioning: PromptConditioning | Sequence[PromptConditioning],
     latents: Tensor,
     config: SamplingConfig,
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Initial noise [S,C,h,w] -> latents [S,C,h,w] in float32, whatever the U-Net's dtype.
 
+    conditioning: one for all seeds, or S of them, so that different prompts and truncations share a batch.
     Both branches of classifier-free guidance run in one U-Net batch; without guidance only the conditional one runs.
     config: the one `conditioning` was prepared with. on_step(k) is called after step k.
     The U-Net has space-time attention during the call; its processors are put back afterwards.
     """
     scheduler = _scheduler(backbone, config)
-    if not torch.equal(scheduler.timesteps.cpu(), conditioning.timesteps.cpu()):
+    each = [conditioning] * len(latents) if isinstance(conditioning, PromptConditioning) else conditioning
+    if len(each) != len(latents):
+        raise ValueError(f"{len(each)} conditionings for {len(latents)} latents: give one for all, or one for each")
+    if not all(torch.equal(scheduler.timesteps.cpu(), own.timesteps.cpu()) for own in each):
         raise ValueError("the conditioning was prepared for other timesteps: use the same SamplingConfig for both")
-    unet, count = backbone.unet, len(latents)
+    unet = backbone.unet
     dtype = unet.conv_in.weight.dtype  # `unet.dtype` walks through all its modules, too slow for every step
     guided = config.guidance_scale > 1
-    unconditional = conditioning.unconditional.expand(count, -1, -1)
+    unconditional = [own.unconditional[0] for own in each] if guided else []
     latents = latents.float() * scheduler.init_noise_sigma
     restore = install_space_time_attention(unet)
     try:
         for k, t in enumerate(scheduler.timesteps):
-            conditional = conditioning.conditional[k].expand(count, -1, -1)
-            context = torch.cat([unconditional, conditional]) if guided else conditional
+            context = torch.stack([*unconditional, *(own.conditional[k] for own in each)])
             model_input = scheduler.scale_model_input(latents, t).to(dtype)
             model_input = torch.cat([model_input, model_input]) if guided else model_input
             prediction = unet(model_input, t, encoder_hidden_states=context.to(model_input)).sample.float()

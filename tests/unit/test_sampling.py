@@ -208,3 +208,26 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None
 def test_an_image_size_the_vae_cannot_make_is_refused(tiny_backbone: Backbone, size: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="multiples of 8"):
         initial_latents(tiny_backbone, [1], SamplingConfig(**size))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_prompts_and_truncations_share_a_batch(tiny_backbone: Backbone, guidance_scale: float) -> None:
+    config = SamplingConfig(steps=3, guidance_scale=guidance_scale)
+    method = concept(tiny_backbone)
+    whole, cut = (
+        prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": method}, config, truncation=n) for n in (None, 8)
+    )
+    word = prepare_conditioning(tiny_backbone, "a photo of a teddy", {}, config, negative_prompt="a painting")
+    latents = initial_latents(tiny_backbone, [1, 2, 1, 1], config)
+    together = denoise(tiny_backbone, [whole, whole, cut, word], latents, config)
+    alone = [
+        denoise(tiny_backbone, each, latents[i : i + 1], config) for i, each in enumerate((whole, whole, cut, word))
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+    assert (together[0] - together[2]).abs().max() > 1e-3 < (together[0] - together[3]).abs().max()
+
+
+def test_as_many_conditionings_as_latents(tiny_backbone: Backbone) -> None:
+    conditioning = prepare_conditioning(tiny_backbone, "a photo of a teddy", {}, CONFIG)
+    with pytest.raises(ValueError, match="2 conditionings for 3 latents"):
+        denoise(tiny_backbone, [conditioning] * 2, initial_latents(tiny_backbone, [1, 2, 3], CONFIG), CONFIG)

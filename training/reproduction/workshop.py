@@ -140,9 +140,9 @@ class Workshop:
             concept = self._concept(cell)
             files = [] if cell.training is None else [self._concept_file(cell)]
             about = {"made_with": made_with(files, self.device)}
-            for group in recipes.values():
-                todo = [recipe for recipe in group if recipe in missing]
-                for recipe, image in zip(todo, self._images(concept, todo), strict=True):
+            for start in range(0, len(missing), self.config.batch_size):
+                batch = missing[start : start + self.config.batch_size]
+                for recipe, image in zip(batch, self._images(concept, batch), strict=True):
                     gallery.add(image, recipe, about)
         paths = {prompt: [gallery.path(recipe) for recipe in group] for prompt, group in recipes.items()}
         measured = self.bench.generated(cell.concept, paths)
@@ -166,19 +166,22 @@ class Workshop:
 
     @torch.inference_mode()
     def _images(self, concept: Concept | None, recipes: list[ImageRecipe]) -> list[Image.Image]:
-        """The images of one prompt and truncation, `batch_size` seeds at a time."""
-        if not recipes:
-            return []
-        backbone, at_once, first = self._base(), self.config.batch_size, recipes[0]
+        """The images of recipes that differ in prompt and seed alone, in one batch."""
+        backbone, first = self._base(), recipes[0]
         sampling = SamplingConfig(first.steps, first.guidance_scale, first.scheduler)
-        text = fill(first.prompt, concept.placeholder) if concept else first.prompt
         methods = {concept.placeholder: concept.method} if concept else {}
-        conditioning = prepare_conditioning(backbone, text, methods, sampling, truncation=first.truncation)
-        images = []
-        for start in range(0, len(recipes), at_once):
-            latents = initial_latents(backbone, [recipe.seed for recipe in recipes[start : start + at_once]], sampling)
-            images += decode(backbone, denoise(backbone, conditioning, latents, sampling))
-        return images
+        conditionings = {
+            prompt: prepare_conditioning(
+                backbone,
+                fill(prompt, concept.placeholder) if concept else prompt,
+                methods,
+                sampling,
+                truncation=first.truncation,
+            )
+            for prompt in dict.fromkeys(recipe.prompt for recipe in recipes)
+        }
+        latents = initial_latents(backbone, [recipe.seed for recipe in recipes], sampling)
+        return decode(backbone, denoise(backbone, [conditionings[r.prompt] for r in recipes], latents, sampling))
 
     def _base(self) -> Backbone:
         """The base model, loaded when it is needed."""
