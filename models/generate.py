@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,15 @@ from ..utils.errors import UserError
 from ..utils.recipe import ImageRecipe
 from .backbone import Backbone
 from .safety import SafetyChecker
-from .sampling import NaNImageError, SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
+from .sampling import (
+    NaNImageError,
+    PromptConditioning,
+    SamplingConfig,
+    decode,
+    denoise,
+    initial_latents,
+    prepare_conditioning,
+)
 from .voices import Voice, voices_in
 
 
@@ -42,25 +50,16 @@ def generate(
 ) -> Iterator[Generated]:
     """Yield the images of `recipes`, in order, holding at most `batch_size` latents and one image at a time.
 
-    Neighbouring recipes that differ in nothing but the seed share one conditioning, computed once, and are denoised
-    `batch_size` at a time; an image does not depend on which others it shares a batch with.
+    Neighbouring recipes that differ in nothing but the seed share one conditioning, computed once. Neighbours that the
+    sampler treats alike are denoised `batch_size` at a time, whatever their prompts and truncations; an image does not
+    depend on which others it shares a batch with.
     voices: by the names in the prompts, that of `{}` under ""; a recipe with a `word` needs none.
     on_step(n): called after every denoising step, n images having made it.
     Raises UserError, saying what to do, when an image comes out as NaN (it would be black).
     """
-    for shared, group in groupby(recipes, key=lambda recipe: replace(recipe, seed=0)):
-        config = sampling_config(shared)
-        speaking = {} if shared.word is not None else voices_in(shared.text, voices)
-        with torch.inference_mode():  # never around a yield: the caller's code is not ours to switch
-            conditioning = prepare_conditioning(
-                backbone,
-                shared.text,
-                speaking,
-                config,
-                truncation=shared.truncation,
-                negative_prompt=shared.negative_prompt,
-            )
+    for config, group in groupby(recipes, key=sampling_config):
         pending = list(group)
+        conditionings = _conditionings(backbone, voices, pending, config)
         for start in range(0, len(pending), batch_size):
             batch = pending[start : start + batch_size]
 
@@ -68,13 +67,35 @@ def generate(
                 if on_step is not None:
                     on_step(images)
 
-            with torch.inference_mode():
+            with torch.inference_mode():  # never around a yield to the caller: its code is not ours to switch
                 latents = initial_latents(backbone, [recipe.seed for recipe in batch], config)
-                latents = denoise(backbone, conditioning, latents, config, stepped)
+                latents = denoise(backbone, list(islice(conditionings, len(batch))), latents, config, stepped)
             for recipe, latent in zip(batch, latents.split(1), strict=True):
-                image = _decode(backbone, speaking, latent, recipe)
+                image = _decode(backbone, _speaking(recipe, voices), latent, recipe)
                 withheld = safety_checker is not None and safety_checker.withholds([image])[0]
                 yield Generated(recipe, Image.new("RGB", image.size) if withheld else image, withheld)
+
+
+def _conditionings(
+    backbone: Backbone, voices: Mapping[str, Voice], recipes: Sequence[ImageRecipe], config: SamplingConfig
+) -> Iterator[PromptConditioning]:
+    """One for each recipe, computed when it is asked for; neighbours that differ in the seed get the same one."""
+    for shared, group in groupby(recipes, key=lambda recipe: replace(recipe, seed=0)):
+        conditioning = prepare_conditioning(
+            backbone,
+            shared.text,
+            _speaking(shared, voices),
+            config,
+            truncation=shared.truncation,
+            negative_prompt=shared.negative_prompt,
+        )
+        for _ in group:
+            yield conditioning
+
+
+def _speaking(recipe: ImageRecipe, voices: Mapping[str, Voice]) -> Mapping[str, Voice]:
+    """The voices that the recipe's prompt names."""
+    return {} if recipe.word is not None else voices_in(recipe.text, voices)
 
 
 def _decode(

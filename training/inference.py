@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -89,25 +90,29 @@ class InferenceRun:
         on_step(n): called after every denoising step, n images having made it.
         """
         self.gallery.require_writable()
-        backbone, checker = self._load() if self.num_missing else (None, None)
+        making = self._make([recipe for recipes in self.missing.values() for recipe in recipes], on_step)
         for prompt, recipes in self.recipes.items():
-            if backbone is not None:
-                about = made_with(self.voices.paths(recipes[0].text), str(self.device))
-                for made in generate(
-                    backbone,
-                    self.voices.by_name,
-                    self.missing[prompt],
-                    batch_size=self.config.batch_size,
-                    safety_checker=checker,
-                    on_step=on_step,
-                ):
-                    withheld = {"withheld_by": "safety checker"} if made.withheld else {}
-                    self.gallery.add(made.image, made.recipe, {**withheld, "made_with": about})
-                    yield made
+            yield from islice(making, len(self.missing[prompt]))
             self.gallery.write_grids(recipes)
         for prompt, columns in self.columns.items():
             shown = {label: self.recipes[column] for label, column in columns.items()}
             self.gallery.write_columns("style_mixing", prompt, shown)
+
+    def _make(self, recipes: Sequence[ImageRecipe], on_step: Callable[[int], object] | None) -> Iterator[Generated]:
+        """Make, write and yield the images of all prompts in one go, so that prompts of few seeds fill a batch too."""
+        backbone, checker = self._load()
+        for made in generate(
+            backbone,
+            self.voices.by_name,
+            recipes,
+            batch_size=self.config.batch_size,
+            safety_checker=checker,
+            on_step=on_step,
+        ):
+            withheld = {"withheld_by": "safety checker"} if made.withheld else {}
+            about = made_with(self.voices.paths(made.recipe.text), str(self.device))
+            self.gallery.add(made.image, made.recipe, {**withheld, "made_with": about})
+            yield made
 
     def _recipes(self, prompts: Sequence[str]) -> dict[str, list[ImageRecipe]]:
         config = self.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,8 +54,24 @@ def test_seeds_share_one_conditioning_and_batches_are_bounded(tiny_backbone: Bac
     made = list(generate(tiny_backbone, {"": concept.method}, recipes, batch_size=2, on_step=steps.append))
     assert [image.recipe for image in made] == recipes
     assert len(mapper_calls) == 2, "one call per truncation, for all layers, steps and seeds"
-    assert unet_rows == [4, 4, 4, 4, 2, 2] * 2, "both branches of guidance in one call, two steps a batch"
+    assert unet_rows == [4] * 2 * 5, "both branches of guidance in one call, two steps a batch, two images in each"
     assert sum(steps) == len(recipes) * RECIPE.steps
+
+
+def test_prompts_of_one_seed_fill_a_batch(tiny_backbone: Backbone, concept: Concept) -> None:
+    prompts = ["A photo of a {}", "Oil painting of {}", "A photo of a {} on the moon"]
+    recipes = [replace(RECIPE, prompt=prompt, truncation=n) for prompt in prompts for n in (None, 8)]
+    recipes.append(replace(RECIPE, guidance_scale=1.0))
+    unet_rows: list[int] = []
+    tiny_backbone.unet.register_forward_pre_hook(lambda _, args: unet_rows.append(len(args[0])))
+    together = list(generate(tiny_backbone, {"": concept.method}, recipes, batch_size=4))
+    assert unet_rows == [8, 8, 4, 4, 1, 1], "other sampling is a batch of its own"
+    assert [image.recipe for image in together] == recipes
+    for image in together:
+        [alone] = generate(tiny_backbone, {"": concept.method}, [image.recipe])
+        pixels, expected = (np.asarray(each.image, dtype=int) for each in (image, alone))
+        assert np.abs(pixels - expected).max() <= 1
+    assert len({image.image.tobytes() for image in together}) == len(recipes)
 
 
 def test_images_are_made_one_batch_at_a_time(tiny_backbone: Backbone, concept: Concept) -> None:

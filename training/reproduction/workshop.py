@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from ...models.backbone import Backbone
 from ...models.concept import Concept
+from ...models.generate import generate
 from ...models.methods import NeTI
-from ...models.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
+from ...models.voices import Voice
 from ...utils.errors import UserError
 from ...utils.gallery import Gallery
-from ...utils.prompts import SLOT, fill
 from ...utils.recipe import ImageRecipe, content_hash, made_with
 from ..config import RunConfig
 from ..inference import DTYPES
@@ -79,7 +78,7 @@ class Workshop:
         return Gallery(self.config.work_dir / "images" / f"{name}-{self.board.images_key(cell)}")
 
     def recipes(self, cell: Drawing) -> dict[str, list[ImageRecipe]]:
-        """Prompt, as the plan has it -> the recipes of its images. Those of the rails have the word in the prompt."""
+        """Prompt -> the recipes of its images; those of the rails show the super-category word."""
         config, concept = self.config, ""
         if cell.training is not None:
             concept = content_hash([self._concept_file(cell)]) + ("" if cell.bypass else ", bypass off")
@@ -97,9 +96,9 @@ class Workshop:
             placeholder=f"<{cell.concept.name}>" if concept else "",
             torch_dtype=config.torch_dtype.value,
             safety_checker=False,
+            word=None if concept else cell.concept.super_category,
         )
-        shown = {p: p if concept else p.replace(SLOT, cell.concept.super_category) for p in cell.images.prompts}
-        return {p: [replace(common, prompt=text, seed=s) for s in cell.images.seeds] for p, text in shown.items()}
+        return {p: [replace(common, prompt=p, seed=s) for s in cell.images.seeds] for p in cell.images.prompts}
 
     def _run_config(self, cell: Training) -> RunConfig:
         config = cell.config
@@ -140,10 +139,9 @@ class Workshop:
             concept = self._concept(cell)
             files = [] if cell.training is None else [self._concept_file(cell)]
             about = {"made_with": made_with(files, self.device)}
-            for start in range(0, len(missing), self.config.batch_size):
-                batch = missing[start : start + self.config.batch_size]
-                for recipe, image in zip(batch, self._images(concept, batch), strict=True):
-                    gallery.add(image, recipe, about)
+            voices: dict[str, Voice] = {"": concept.method} if concept else {}
+            for made in generate(self._base(), voices, missing, batch_size=self.config.batch_size):
+                gallery.add(made.image, made.recipe, about)
         paths = {prompt: [gallery.path(recipe) for recipe in group] for prompt, group in recipes.items()}
         measured = self.bench.generated(cell.concept, paths)
         if cell.training is not None:
@@ -163,25 +161,6 @@ class Workshop:
             assert isinstance(concept.method, NeTI)
             concept.method.config = replace(concept.method.config, bypass_alpha=0.0)
         return concept
-
-    @torch.inference_mode()
-    def _images(self, concept: Concept | None, recipes: list[ImageRecipe]) -> list[Image.Image]:
-        """The images of recipes that differ in prompt and seed alone, in one batch."""
-        backbone, first = self._base(), recipes[0]
-        sampling = SamplingConfig(first.steps, first.guidance_scale, first.scheduler)
-        methods = {concept.placeholder: concept.method} if concept else {}
-        conditionings = {
-            prompt: prepare_conditioning(
-                backbone,
-                fill(prompt, concept.placeholder) if concept else prompt,
-                methods,
-                sampling,
-                truncation=first.truncation,
-            )
-            for prompt in dict.fromkeys(recipe.prompt for recipe in recipes)
-        }
-        latents = initial_latents(backbone, [recipe.seed for recipe in recipes], sampling)
-        return decode(backbone, denoise(backbone, [conditionings[r.prompt] for r in recipes], latents, sampling))
 
     def _base(self) -> Backbone:
         """The base model, loaded when it is needed."""
