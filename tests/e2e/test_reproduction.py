@@ -125,8 +125,11 @@ def test_a_second_call_keeps_everything_and_redo_does_what_it_names(
     script: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = results(folder)
-    assert call(script, folder) == 0
+    assert call(script, folder, "--remarks", "Bears are *alike*.") == 0
     assert changed(folder, before) == set()
+    assert (
+        "\n\n**What we read in it.** Bears are *alike*.\n\nA test" in (folder / "docs" / "reproduction.md").read_text()
+    )
     assert call(script, folder, "--only", "main.xti.bear.*", "--redo", "main.xti.bear.*.train") == 0
     [name] = changed(folder, before)
     assert name.startswith("main.xti.bear.seed0.rate0.01.train")

@@ -30,7 +30,7 @@ protocol. {about_model}All numbers come from one call, which anyone can repeat:
 
 {verdicts}
 
-{rule}
+{remarks}{rule}
 
 Intervals are 95% percentile bootstraps with {samples} resamples on two levels, concepts and images. There are
 {num_concepts} concepts; for few the bootstrap's intervals are rather too narrow than too wide. No correction is made
@@ -47,6 +47,8 @@ differences from `neti` are paired image by image; "better" means that one inter
 {ablations}
 
 ![Text against image similarity](images/{pictures}_curve.png)
+
+The crosses are wide because the concepts differ; the differences in the table above are taken within each concept.
 
 {others}
 
@@ -127,6 +129,7 @@ def render_page(
         about_model=f"{about_model} " if about_model else "",
         command=command,
         verdicts=tables.verdicts(outcome.claims),
+        remarks=f"**What we read in it.** {config.remarks.strip()}\n\n" if config.remarks else "",
         rule=RULE,
         samples=config.bootstrap_samples,
         num_concepts=len(measured.concepts),

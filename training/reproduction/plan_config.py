@@ -102,6 +102,8 @@ class ReproductionConfig(Config):
     work_dir: Path = Path("./outputs/reproduction")
     # The page that is written in the end; its pictures go into the folder images beside it
     page: Path = Path("docs/reproduction.md")
+    # What a person makes of the results, as Markdown; stands on the page below the verdicts
+    remarks: str = ""
     # Work on the cells whose names match this pattern alone, such as "main.neti.tiger*", and on what they need
     only: Optional[str] = None
     # Forget the cells whose names match this pattern, and do them again

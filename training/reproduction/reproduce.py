@@ -40,8 +40,8 @@ from .workshop import Workshop
 PLOTTED = ("neti", "no_nested_dropout", "xti", "textual_inversion", "no_bypass", BASE_ALONE.format("neti"), "compact")
 SHOWN_CONCEPTS = 3  # in the grids of methods
 MINIATURE = (
-    "It is the bundled [miniature](miniature.md): what holds on it says how the methods behave, not how good their "
-    "pictures would be on Stable Diffusion v1.4."
+    "It is the bundled [miniature](miniature.md), a small model of a small world: a verdict here is a verdict on the "
+    "miniature, and may be another on Stable Diffusion v1.4."
 )
 
 
