@@ -198,13 +198,23 @@ class Claims:
         )
 
     def _image_difference(self, first: Condition, second: Condition) -> Estimate | None:
-        return self._estimate([first, second], lambda means: float(means[0, IMAGE_ROW] - means[1, IMAGE_ROW]))
+        return image_difference(self.measured, first, second, self.bootstrap)
 
     def _estimate(self, conditions: Sequence[Condition], statistic: Statistic) -> Estimate | None:
         """The statistic's mean over concepts with its interval; None unless all the conditions were measured."""
         if not self.measured.has(*conditions):
             return None
         return over_concepts(self.measured.tables(conditions), statistic, self.bootstrap)
+
+
+def image_difference(
+    measured: Measurements, first: Condition, second: Condition, bootstrap: Bootstrap
+) -> Estimate | None:
+    """How much more image similarity the first has, image by image; None unless both were measured."""
+    if not measured.has(first, second):
+        return None
+    tables = measured.tables([first, second])
+    return over_concepts(tables, lambda means: float(means[0, IMAGE_ROW] - means[1, IMAGE_ROW]), bootstrap)
 
 
 def against(measured: Measurements, method: str, bootstrap: Bootstrap) -> tuple[Estimate, Estimate]:

@@ -59,6 +59,9 @@ The crosses are wide because the concepts differ; the differences in the table a
 ![Image similarity against training steps](images/{pictures}_steps.png)
 
 Means over the concepts, {num_short} images of each; every method at its tuned learning rate; bands are 95% intervals.
+The same in numbers, image similarity and paired differences; they test no claim:
+
+{steps}
 
 ## Tuning
 
@@ -140,6 +143,7 @@ def render_page(
         methods=tables.methods(measured, rows, outcome.chosen, outcome.sizes, bootstrap),
         ablations=_ablations(config),
         others=tables.others(rows, names),
+        steps=tables.steps(measured, bootstrap),
         claims="\n".join(_claim(claim) for claim in outcome.claims),
         pictures=config.page.stem,
         num_short=len(config.short_prompts) * len(config.short_seeds),

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from ...utils.metric_rows import Kind, Row, truncation_name
 from ...utils.metrics import DIVERSITY, IMAGE, TEXT, Bootstrap, Estimate
 from .cells import Choice
-from .claims import NETI, Claim, against, reading
-from .measurements import Measurements
+from .claims import BASELINES, IMAGE_ROW, NETI, Claim, against, image_difference, reading
+from .intervals import over_concepts
+from .measurements import Condition, Measurements
 from .selection import Candidate, edges
 
 
@@ -100,6 +101,18 @@ def methods(
         )
     header = ["method", "rate", "steps", "numbers trained here", "file on SD v1.4", "image", "text", "diversity"]
     return markdown([*header, "image minus neti's", "text minus neti's", "against neti"], lines)
+
+
+def steps(measured: Measurements, bootstrap: Bootstrap) -> str:
+    """A row per number of steps: NeTI's image similarity, and how far it is ahead of each baseline."""
+    compared = [baseline for baseline in BASELINES if NETI in measured.methods and measured.steps(baseline)]
+    lines = []
+    for step in measured.steps(NETI):
+        own = Condition(NETI, step)
+        image = over_concepts(measured.tables([own]), lambda means: float(means[0, IMAGE_ROW]), bootstrap)
+        ahead = [image_difference(measured, own, Condition(baseline, step), bootstrap) for baseline in compared]
+        lines.append([step, shown(image), *map(shown, ahead)])
+    return markdown(["steps", "neti", *(f"neti minus {baseline}" for baseline in compared)], lines)
 
 
 def others(rows: Sequence[Row], names: Mapping[str, str]) -> str:
