@@ -30,7 +30,7 @@ and convolutions: what would be measured if nothing but them took time.
 python scripts/benchmark.py --config_path input_configs/benchmark.yaml          # the miniature, on a CPU
 python scripts/benchmark.py --config_path input_configs/benchmark_gpu.yaml      # both models, on a GPU
 python scripts/benchmark.py --config_path input_configs/benchmark.yaml --name cpu-sd14 --models "[sd14]" \\
-    --sections "[training]" --resolution 256 --batch 1 --accumulation 1 --repeats 1     # minutes per row on a CPU
+    --sections "[training]" --resolution 512 --batch 1 --accumulation 1 --repeats 1     # minutes per row on a CPU
 ```
 
 Each `--name` makes a chapter of this page, from its file in `outputs/benchmark`.
