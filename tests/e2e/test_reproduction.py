@@ -83,6 +83,7 @@ def test_two_processes_do_every_cell_once_and_write_the_page(folder: Path) -> No
         with Image.open(folder / "docs" / link) as picture:
             assert picture.width > 200
     assert "| xti | 1e+30 | - | - | - | diverged |  |" in page and "| **xti** | **0.01** |" in page
+    assert re.search(r"^\| steps \| neti \| neti minus xti \|\n\|.*\n\| 1 \| -?\d\.\d{3} \[", page, flags=re.MULTILINE)
     assert page.count("![") == 2 + 4, "two plots; two methods' grids, truncations, steps"
 
 
