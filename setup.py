@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-PACKAGES = {  # every sub-package is listed: an unlisted one works in editable mode and is missing from the wheel
-    "neti.models": "models",
-    "neti.models.methods": "models/methods",
-    "neti.training": "training",
-    "neti.training.benchmark": "training/benchmark",
-    "neti.training.miniature": "training/miniature",
-    "neti.training.reproduction": "training/reproduction",
-    "neti.utils": "utils",
+# every sub-package, so that none can be forgotten: one that is missing works in editable mode and fails in a wheel
+PACKAGES = {
+    f"neti.{package}": package.replace(".", "/")
+    for package in find_packages(str(ROOT), include=["models*", "training*", "utils*"])
 }
 
 

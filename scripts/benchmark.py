@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from neti.training.benchmark.config import BenchmarkConfig
-    from neti.training.benchmark.report import write_benchmark
-    from neti.training.benchmark.rows import Row
-    from neti.utils.config_io import parse_config
+    from neti.training.studies.benchmark.config import BenchmarkConfig
+    from neti.training.studies.benchmark.report import write_benchmark
+    from neti.training.studies.benchmark.rows import Row
+    from neti.utils.config.parsing import parse_config
     from neti.utils.errors import exit_on_user_error
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECK = """
 import sys
 from pathlib import Path
-import neti.models, neti.training.trainer, neti.training.miniature.world, neti.utils.prompts
-from neti.models.backbone import Backbone
+import neti.models, neti.training.coach.trainer, neti.training.miniature.world.world, neti.models.conditioning.prompts
+from neti.models.backbone.backbone import Backbone
 where = Path(neti.models.__file__).parent
 assert str(where).startswith(sys.argv[1]), f"imported the sources in {where}, not the wheel"
 assert (where / "py.typed").exists()

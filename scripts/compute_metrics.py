@@ -13,8 +13,8 @@ from collections.abc import Sequence
 try:
     from tqdm import tqdm
 
-    from neti.training.metrics_config import MetricsConfig
-    from neti.utils.config_io import parse_config
+    from neti.training.evaluation.config import MetricsConfig
+    from neti.utils.config.parsing import parse_config
     from neti.utils.errors import exit_on_user_error
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the folders, judge the images, print the table and write the files."""
     config = parse_config(MetricsConfig, sys.argv[1:] if argv is None else argv)
 
-    from neti.training.evaluation import Evaluation  # takes seconds (torch): mistakes found above are told at once
-    from neti.utils.metrics_plot import write_plot
+    from neti.training.evaluation.evaluate import (
+        Evaluation,  # takes seconds (torch): mistakes found above are told at once
+    )
+    from neti.training.evaluation.plot import write_plot
 
     evaluation = Evaluation(config)
     with tqdm(total=evaluation.num_features, unit="image", disable=None) as bar:

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 try:
     import yaml
 
-    from neti.models.concept_files import explicit_files
+    from neti.models.concepts.files import explicit_files
     from neti.utils.errors import UserError, exit_on_user_error
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
 
 if TYPE_CHECKING:
-    from neti.models.approximation import Loss
-    from neti.models.concept import Concept
+    from neti.models.concepts.approximation import Loss
+    from neti.models.concepts.concept import Concept
 
 TIMESTEP = 500  # of an embedding for all timesteps
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def print_info(path: Path) -> None:
     """Print what the header of a concept file says, as YAML."""
-    from neti.models.concept import Concept  # takes seconds (torch): `--help` and slips do without
+    from neti.models.concepts.concept import Concept  # takes seconds (torch): `--help` and slips do without
 
     metadata = Concept.read_metadata(path)
     print(f"# {path}, {path.stat().st_size / 2**20:.2f} MiB")
@@ -101,17 +101,17 @@ def load_source(source: Path, embeds: Path | None, base_model: str | None, place
         )
     if embeds is not None:
         raise UserError(f"--base_model is for an embedding, which is one file; {source} and {embeds} are two")
-    from neti.models.backbone import Backbone
-    from neti.models.embedding_files import load_embedding
+    from neti.models.backbone.backbone import Backbone
+    from neti.models.concepts.embeddings import load_embedding
 
     return load_embedding(source, Backbone.from_pretrained(base_model, components=()), placeholder)
 
 
 def write_embeddings(arguments: argparse.Namespace) -> None:
     """Write a concept as an embedding file: as it is if it is one vector, else approximately, saying what is lost."""
-    from neti.models.approximation import what_varies
-    from neti.models.concept import Concept
-    from neti.models.embedding_files import check_output, save_embedding
+    from neti.models.concepts.approximation import what_varies
+    from neti.models.concepts.concept import Concept
+    from neti.models.concepts.embeddings import check_output, save_embedding
 
     output: Path = arguments.output
     check_output(output)
@@ -134,10 +134,10 @@ def write_embeddings(arguments: argparse.Namespace) -> None:
 
 def write_approximation(arguments: argparse.Namespace, concept: Concept) -> None:
     """Write a concept as one embedding or one per layer, and print what it loses by that."""
-    from neti.models.approximation import layer_embeddings, mean_embedding, measure_losses
-    from neti.models.backbone import Backbone
-    from neti.models.embedding_files import save_embedding
-    from neti.models.unet_layers import cross_attention_layers
+    from neti.models.attention.layers import cross_attention_layers
+    from neti.models.backbone.backbone import Backbone
+    from neti.models.concepts.approximation import layer_embeddings, mean_embedding, measure_losses
+    from neti.models.concepts.embeddings import save_embedding
     from neti.utils.devices import pick_device
 
     output: Path = arguments.output

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 try:
     from tqdm import tqdm
 
-    from neti.models.concept_files import ConceptFiles, explicit_files, files_at, find_files
-    from neti.training.inference_config import InferenceConfig
-    from neti.utils.config_io import parse_config
+    from neti.models.concepts.files import ConceptFiles, explicit_files, files_at, find_files
+    from neti.models.conditioning.prompts import read_prompts
+    from neti.models.generation.config import InferenceConfig
+    from neti.utils.config.parsing import parse_config
     from neti.utils.errors import UserError, exit_on_user_error
-    from neti.utils.prompts import read_prompts
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = concept_files(config)
     prompts = read_prompts(config.prompts_file_path) if config.prompts_file_path else config.prompts or ()
 
-    from neti.training.inference import InferenceRun  # takes seconds (torch): mistakes found above are told at once
+    from neti.models.generation.run import InferenceRun  # takes seconds (torch): mistakes found above are told at once
 
     run = InferenceRun(config, files, prompts)
     precision = run.config.torch_dtype

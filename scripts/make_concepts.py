@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from neti.training.miniature.concepts import write_concepts, write_style
-    from neti.training.miniature.world import World
+    from neti.training.miniature.world.concepts import write_concepts, write_style
+    from neti.training.miniature.world.world import World
     from neti.utils.errors import UserError, exit_on_user_error
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 try:
-    from neti.training.dataset import find_images
+    from neti.training.data.photos import find_images
     from neti.utils.errors import UserError, exit_on_user_error
     from neti.utils.grid import labelled_grid
     from neti.utils.image_files import read_metadata, write_png

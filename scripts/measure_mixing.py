@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from neti.training.miniature.mixing_config import MixingConfig
-    from neti.utils.config_io import parse_config
+    from neti.training.studies.mixing.config import MixingConfig
+    from neti.utils.config.parsing import parse_config
     from neti.utils.errors import exit_on_user_error
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print where it was written."""
     config = parse_config(MixingConfig, sys.argv[1:] if argv is None else argv)
 
-    from neti.training.miniature.mixing_report import write_mixing  # takes seconds: mistakes found above come at once
+    from neti.training.studies.mixing.report import write_mixing  # takes seconds: mistakes found above come at once
 
     for path in write_mixing(config, Path(__file__).with_name("train.py")):
         print(path)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from neti.training.miniature.report import write_report
-    from neti.training.miniature.report_config import ReportConfig
-    from neti.utils.config_io import parse_config
+    from neti.training.miniature.report.config import ReportConfig
+    from neti.training.miniature.report.report import write_report
+    from neti.utils.config.parsing import parse_config
     from neti.utils.errors import exit_on_user_error
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)

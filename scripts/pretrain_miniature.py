@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 try:
-    from neti.training.miniature import parallel
-    from neti.training.miniature.pretrain import MiniatureConfig, pretrain
-    from neti.utils.config_io import parse_config
+    from neti.training.miniature.pretraining import parallel
+    from neti.training.miniature.pretraining.pretrain import MiniatureConfig, pretrain
+    from neti.utils.config.parsing import parse_config
     from neti.utils.errors import exit_on_user_error
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)

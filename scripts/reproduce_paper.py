@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 
 try:
-    from neti.training.reproduction.plan_config import ReproductionConfig
-    from neti.training.reproduction.processes import leave_the_group
-    from neti.utils.config_io import parse_config
+    from neti.training.studies.reproduction.plan_config import ReproductionConfig
+    from neti.training.studies.reproduction.processes import leave_the_group
+    from neti.utils.config.parsing import parse_config
     from neti.utils.errors import EXIT_INTERRUPTED, exit_on_user_error
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(ReproductionConfig, argv)
     process = leave_the_group()
 
-    from neti.training.reproduction.plan_text import check_plan, describe_plan  # takes seconds (torch)
-    from neti.training.reproduction.reproduce import Reproduction
-    from neti.training.reproduction.workshop import Stopped
+    from neti.training.studies.reproduction.plan_text import check_plan, describe_plan  # takes seconds (torch)
+    from neti.training.studies.reproduction.reproduce import Reproduction
+    from neti.training.studies.reproduction.workshop import Stopped
 
     check_plan(config)
     if process.is_first:

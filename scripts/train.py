@@ -7,8 +7,8 @@ On two GPUs: accelerate launch --num_processes 2 scripts/train.py ...
 import sys
 
 try:
-    from neti.training.config import RunConfig
-    from neti.utils.config_io import parse_config
+    from neti.training.config.run import RunConfig
+    from neti.utils.config.parsing import parse_config
     from neti.utils.errors import exit_on_user_error
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed; in the project's folder run: pip install -e .")
@@ -17,7 +17,9 @@ except ModuleNotFoundError as error:
 @exit_on_user_error
 def main() -> int:
     config = parse_config(RunConfig, sys.argv[1:])
-    from neti.training.launch import launch  # takes seconds to import: not before the configuration is known to be good
+    from neti.training.coach.launch import (
+        launch,  # takes seconds to import: not before the configuration is known to be good
+    )
 
     return launch(config)
 

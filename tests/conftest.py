@@ -12,7 +12,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers import DDPMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from neti.models.backbone import Backbone
+from neti.models.backbone.backbone import Backbone
 
 DATA = Path(__file__).parent / "data"
 

@@ -17,8 +17,8 @@ from transformers import (
     ViTModel,
 )
 
-from neti.utils.gallery import Gallery
-from neti.utils.recipe import ImageRecipe
+from neti.models.generation.gallery import Gallery
+from neti.models.generation.recipes import ImageRecipe
 
 TOKENIZER = Path(__file__).parent / "data" / "tokenizer"
 SIDE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

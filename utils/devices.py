@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+import re
+from typing import TYPE_CHECKING
 
 from .errors import UserError
+
+if TYPE_CHECKING:  # configs check the name of a device without the seconds that torch takes
+    import torch
+
+DEVICE_PATTERN = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def pick_device(name: str, key: str = "device") -> torch.device:
@@ -12,6 +18,8 @@ def pick_device(name: str, key: str = "device") -> torch.device:
 
     Raises UserError, naming the config `key`, when the device is not there: never a silent fall-back to the CPU.
     """
+    import torch
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -32,3 +40,10 @@ def pick_device(name: str, key: str = "device") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"{key} = {name!r}, but PyTorch {torch.__version__} sees no MPS device here; write cpu or auto")
     return device
+
+
+def device_problems(key: str, device: str) -> list[str]:
+    """One line if `device` is not the name of any device (whether it is there is asked when it is used)."""
+    if DEVICE_PATTERN.fullmatch(device):
+        return []
+    return [f"{key} = {device!r} is no device; write auto, cpu, mps, cuda or cuda:N"]

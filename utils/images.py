@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from .choices import Choice
+from .config.choices import Choice
 from .errors import UserError
 from .grid import labelled_grid
 

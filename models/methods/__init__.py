@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import Method
-from .neti import NeTI, NeTIConfig
+from .neti.method import NeTI, NeTIConfig
 from .textual_inversion import TextualInversion, TextualInversionConfig
 from .xti import XTI, XTIConfig
 

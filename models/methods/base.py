@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ...utils.errors import UserError
-from ..conditioning import ConceptVectors
+from ..conditioning.conditioning import ConceptVectors
 
 
 class Method(nn.Module, ABC):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..conditioning import ConceptVectors
+from ..conditioning.conditioning import ConceptVectors
 from .base import Method
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from neti.training.benchmark import numerics_rows as numerics
-from neti.training.benchmark.commands import Commands
-from neti.training.benchmark.config import BenchmarkConfig
-from neti.training.benchmark.startup_rows import startup_rows
+from neti.training.studies.benchmark import numerics_rows as numerics
+from neti.training.studies.benchmark.commands import Commands
+from neti.training.studies.benchmark.config import BenchmarkConfig
+from neti.training.studies.benchmark.startup_rows import startup_rows
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]

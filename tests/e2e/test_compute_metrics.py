@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 from tiny_judge import generate, photos, picture, recipe, save_clip, save_vit
 
-from neti.models.judge import CLIPJudge
+from neti.models.judging.judge import CLIPJudge
 from neti.utils.image_files import read_metadata, write_png
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compute_metrics.py"

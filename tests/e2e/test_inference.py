@@ -21,8 +21,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
 from neti.models.methods import NeTI, NeTIConfig
 from neti.utils.image_files import read_metadata
 

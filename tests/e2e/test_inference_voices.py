@@ -15,14 +15,14 @@ import torch
 import yaml
 from PIL import Image
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
+from neti.models.attention.layers import cross_attention_layers
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
+from neti.models.conditioning.composition import Mixture, Rule, Voice, style_mixture
+from neti.models.generation.recipes import content_hash
+from neti.models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
 from neti.models.methods import METHODS, Method
-from neti.models.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
-from neti.models.unet_layers import cross_attention_layers
-from neti.models.voices import Mixture, Rule, Voice, style_mixture
 from neti.utils.image_files import read_metadata
-from neti.utils.recipe import content_hash
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inference.py"
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
 from neti.models.methods import NeTI, NeTIConfig
-from neti.training.miniature.mixing_page import BEGIN, END
-from neti.training.miniature.objects import find_font
+from neti.training.miniature.world.objects import find_font
+from neti.training.studies.mixing.page import BEGIN, END
 
 ROOT = Path(__file__).parents[2]
 

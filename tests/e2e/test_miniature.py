@@ -12,11 +12,11 @@ import yaml
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
-from neti.models.backbone import Backbone
-from neti.models.pretrained import BUNDLED
-from neti.models.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
-from neti.training.miniature.clip import normalise, tokenise
-from neti.training.miniature.data import to_tensor
+from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.loading import BUNDLED
+from neti.models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
+from neti.training.miniature.pretraining.clip import normalise, tokenise
+from neti.training.miniature.pretraining.data import to_tensor
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]

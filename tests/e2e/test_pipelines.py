@@ -25,15 +25,15 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor, nn
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
-from neti.models.conditioning import SpaceTimeConditioning, condition
+from neti.models.attention.layers import cross_attention_layers
+from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.loading import model_folder
+from neti.models.concepts.concept import Concept
+from neti.models.conditioning.conditioning import SpaceTimeConditioning, condition
+from neti.models.conditioning.tokens import tokenize
+from neti.models.generation.sampling import SamplingConfig, denoise, initial_latents, prepare_conditioning
 from neti.models.methods import XTI, NeTI, NeTIConfig, TextualInversion, TextualInversionConfig, XTIConfig
-from neti.models.pipelines import attach
-from neti.models.pretrained import model_folder
-from neti.models.sampling import SamplingConfig, denoise, initial_latents, prepare_conditioning
-from neti.models.tokens import tokenize
-from neti.models.unet_layers import cross_attention_layers
+from neti.models.pipelines.attach import attach
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]

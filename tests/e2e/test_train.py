@@ -16,11 +16,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import SCRIPT, assert_same_bits, make_config, tensors, write_images
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
-from neti.training.config import RunConfig
-from neti.training.launch import launch
-from neti.utils.config_io import parse_config
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
+from neti.training.coach.launch import launch
+from neti.training.config.run import RunConfig
+from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
 
 pytestmark = pytest.mark.e2e

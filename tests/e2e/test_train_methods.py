@@ -11,9 +11,9 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from training_runs import make_config, tensors, write_images
 
-from neti.models.concept import Concept
+from neti.models.concepts.concept import Concept
 from neti.models.methods import METHODS
-from neti.training.launch import launch
+from neti.training.coach.launch import launch
 from neti.utils.errors import UserError
 
 pytestmark = pytest.mark.e2e

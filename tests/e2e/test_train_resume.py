@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from training_runs import SCRIPT, arguments, assert_same_bits, make_config, start_process, tensors, write_images
 
-from neti.training.config import RunConfig
-from neti.utils.config_io import parse_config
+from neti.training.config.run import RunConfig
+from neti.utils.config.parsing import parse_config
 
 pytestmark = pytest.mark.e2e
 STEPS = 12

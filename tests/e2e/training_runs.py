@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from neti.training.config import RunConfig
-from neti.training.launch import launch
-from neti.utils.config_io import parse_config
+from neti.training.coach.launch import launch
+from neti.training.config.run import RunConfig
+from neti.utils.config.parsing import parse_config
 from neti.utils.errors import exit_on_user_error
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 _FORK_SERVER = multiprocessing.get_context("forkserver")
-_FORK_SERVER.set_forkserver_preload(["neti.training.launch"])  # imports once, not once per process
+_FORK_SERVER.set_forkserver_preload(["neti.training.coach.launch"])  # imports once, not once per process
 
 
 def write_images(folder: Path, count: int = 3) -> Path:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from recordings import CASES, FOLDER, Recording, read_recording
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
+from neti.models.concepts.public_code import load_reference_concept
 from neti.models.methods import NeTI
-from neti.models.reference_checkpoint import load_reference_concept
 
 
 @pytest.fixture(scope="session", params=CASES)

@@ -7,8 +7,8 @@ import torch
 from recordings import Recording
 from torch import Tensor
 
-from neti.models.backbone import Backbone
-from neti.models.conditioning import condition, plain_condition, tokenize
+from neti.models.backbone.backbone import Backbone
+from neti.models.conditioning.conditioning import condition, plain_condition, tokenize
 from neti.models.methods import NeTI
 
 PROMPTS = {"photo": ("A photo of a <toy>", 5), "monet": ("A painting of <toy> in the style of Monet", 4)}

@@ -7,7 +7,7 @@ import torch
 from recordings import Recording
 
 from neti.models.methods import NeTI
-from neti.models.positional_encoding import TimeLayerEncoding
+from neti.models.methods.neti.positional_encoding import TimeLayerEncoding
 
 
 def test_encoding(recording: Recording, method: NeTI) -> None:

@@ -8,11 +8,11 @@ import torch
 from recordings import Recording, read_recording
 from torch import Tensor
 
-from neti.models.backbone import Backbone
-from neti.models.conditioning import condition, plain_condition, tokenize
+from neti.models.attention.layers import install_space_time_attention
+from neti.models.backbone.backbone import Backbone
+from neti.models.conditioning.conditioning import condition, plain_condition, tokenize
+from neti.models.generation.sampling import SamplingConfig, decode, denoise, prepare_conditioning
 from neti.models.methods import NeTI
-from neti.models.sampling import SamplingConfig, decode, denoise, prepare_conditioning
-from neti.models.unet_layers import install_space_time_attention
 
 PROMPTS = {"photo": "A photo of a <toy>", "monet": "A painting of <toy> in the style of Monet"}
 CONFIG = SamplingConfig(steps=6, guidance_scale=7.5, scheduler="dpmsolver++sigma_min")

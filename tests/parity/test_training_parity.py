@@ -8,12 +8,12 @@ from recordings import Recording
 from torch import Tensor
 from torch.nn import functional as F
 
-from neti.models.backbone import Backbone
-from neti.models.conditioning import ConceptVectors, condition, tokenize
+from neti.models.attention.layers import install_space_time_attention
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.public_code import PARAMETER_NAMES
+from neti.models.conditioning.conditioning import ConceptVectors, condition, tokenize
 from neti.models.methods import NeTI
-from neti.models.reference_checkpoint import PARAMETER_NAMES
-from neti.models.unet_layers import install_space_time_attention
-from neti.training.objective import Batch, Objective
+from neti.training.coach.objective import Batch, Objective
 
 ADAMW = {"lr": 8e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from neti.models.approximation import TIMESTEPS, layer_embeddings, mean_embedding, measure_losses, what_varies
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
+from neti.models.attention.layers import cross_attention_layers
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.approximation import TIMESTEPS, layer_embeddings, mean_embedding, measure_losses, what_varies
+from neti.models.concepts.concept import Concept
 from neti.models.methods import XTI, NeTI, NeTIConfig, XTIConfig
-from neti.models.unet_layers import cross_attention_layers
 from neti.utils.errors import UserError
 
 D = 32

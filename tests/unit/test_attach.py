@@ -16,12 +16,12 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint impo
 from diffusers.schedulers import DDIMScheduler
 from torch import Tensor
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
+from neti.models.conditioning.tokens import Tokens
 from neti.models.methods import Method, NeTI, NeTIConfig, TextualInversion, TextualInversionConfig
-from neti.models.pipelines import attach
-from neti.models.prompt_handles import are_handles, from_handle_bytes, handle_bytes, to_handles
-from neti.models.tokens import Tokens
+from neti.models.pipelines.attach import attach
+from neti.models.pipelines.handles import are_handles, from_handle_bytes, handle_bytes, to_handles
 from neti.utils.errors import UserError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

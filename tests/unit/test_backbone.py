@@ -11,9 +11,9 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from neti.models.backbone import Backbone
-from neti.models.pretrained import model_folder
-from neti.models.unet_layers import cross_attention_layers
+from neti.models.attention.layers import cross_attention_layers
+from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.loading import model_folder
 from neti.utils.errors import UserError
 
 

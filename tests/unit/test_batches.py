@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from neti.models.backbone import Backbone
-from neti.training.batches import Batches, sample_generator
-from neti.training.config import DataConfig
-from neti.training.dataset import ConceptDataset
-from neti.training.latent_cache import LatentCache
-from neti.training.objective import Batch
+from neti.models.backbone.backbone import Backbone
+from neti.training.coach.objective import Batch
+from neti.training.config.run import DataConfig
+from neti.training.data.batches import Batches, sample_generator
+from neti.training.data.latents import LatentCache
+from neti.training.data.photos import ConceptDataset
 
 MakeBatches = Callable[..., Batches]
 

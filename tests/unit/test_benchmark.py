@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from neti.models.backbone import Backbone
-from neti.training.benchmark.page import render_page
-from neti.training.benchmark.timing import Ratio, Timing, count_flops, in_turn
-from neti.training.benchmark.workshop import space_time_attention, stock_attention
+from neti.models.backbone.backbone import Backbone
+from neti.training.studies.benchmark.page import render_page
+from neti.training.studies.benchmark.timing import Ratio, Timing, count_flops, in_turn
+from neti.training.studies.benchmark.workshop import space_time_attention, stock_attention
 
 CPU = torch.device("cpu")
 

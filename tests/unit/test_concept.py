@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
 from neti.models.methods import NeTI, NeTIConfig
 from neti.utils.errors import UserError
 

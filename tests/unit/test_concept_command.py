@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neti.models.concept import Concept
+from neti.models.concepts.concept import Concept
+from neti.models.concepts.public_code import load_reference_concept
 from neti.models.methods import XTI, NeTI, NeTIConfig, TextualInversion, TextualInversionConfig, XTIConfig
-from neti.models.reference_checkpoint import load_reference_concept
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "concept.py"
 CHECKPOINT = Path(__file__).parents[1] / "data" / "reference" / "default"

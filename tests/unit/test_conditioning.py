@@ -9,9 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from neti.models.backbone import Backbone
-from neti.models.conditioning import ConceptVectors, SpaceTimeConditioning, condition, plain_condition, tokenize
-from neti.models.text_encoder import final_norm
+from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.text import final_norm
+from neti.models.conditioning.conditioning import (
+    ConceptVectors,
+    SpaceTimeConditioning,
+    condition,
+    plain_condition,
+    tokenize,
+)
 
 L = 16
 PROMPT = "a photo of a <toy> in the style of Monet"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from neti.training.config import DataConfig, EvalConfig, LogConfig, ModelConfig, PESigmas, RunConfig
-from neti.training.options import LRSchedule, MethodName, MixedPrecision, NormRule, Tracker
-from neti.utils.config_io import parse_config, save_yaml, to_plain_dict
+from neti.training.config.options import LRSchedule, MethodName, MixedPrecision, NormRule, Tracker
+from neti.training.config.run import DataConfig, EvalConfig, LogConfig, ModelConfig, PESigmas, RunConfig
+from neti.utils.config.parsing import parse_config, save_yaml, to_plain_dict
 from neti.utils.errors import UserError
 from neti.utils.images import SquareMode
 
@@ -448,5 +448,5 @@ def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str
 
 
 def test_reading_a_config_does_not_load_pytorch() -> None:
-    code = "import sys, neti.training.config, neti.training.inference_config; sys.exit('torch' in sys.modules)"
+    code = "import sys, neti.training.config.run, neti.models.generation.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

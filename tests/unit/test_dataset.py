@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from neti.training.config import DataConfig
-from neti.training.dataset import ConceptDataset, Sample, find_images
-from neti.training.options import LearnableProperty
+from neti.models.conditioning.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from neti.training.config.options import LearnableProperty
+from neti.training.config.run import DataConfig
+from neti.training.data.photos import ConceptDataset, Sample, find_images
 from neti.utils.errors import UserError
 from neti.utils.images import SquareMode
-from neti.utils.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
-from neti.models.conditioning import condition
-from neti.models.embedding_files import load_embedding, save_embedding
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
+from neti.models.concepts.embeddings import load_embedding, save_embedding
+from neti.models.conditioning.conditioning import condition
+from neti.models.conditioning.tokens import tokenize
 from neti.models.methods import METHODS, TextualInversion, TextualInversionConfig
-from neti.models.tokens import tokenize
 from neti.utils.errors import UserError
 
 D = 32

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from neti.training.inference_config import Dtype, InferenceConfig
-from neti.training.mixture_config import RuleConfig
-from neti.utils.config_io import parse_config
+from neti.models.generation.config import Dtype, InferenceConfig
+from neti.models.generation.mixtures import RuleConfig
+from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
 
 PUBLIC_YAML = """\

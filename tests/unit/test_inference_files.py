@@ -10,11 +10,11 @@ from typing import BinaryIO
 import pytest
 from PIL import Image
 
-from neti.models.concept_files import ConceptFiles, explicit_files, files_at, find_files
+from neti.models.concepts.files import ConceptFiles, explicit_files, files_at, find_files
+from neti.models.generation.gallery import Gallery
+from neti.models.generation.recipes import ImageRecipe, content_hash
 from neti.utils.errors import UserError
-from neti.utils.gallery import Gallery
 from neti.utils.image_files import read_metadata, write_atomically, write_png
-from neti.utils.recipe import ImageRecipe, content_hash
 
 RECIPE = ImageRecipe(
     prompt="A photo of a {}",
@@ -189,7 +189,7 @@ def test_a_grid_shows_every_seed(tmp_path: Path, count: int) -> None:
 
 
 def test_a_grid_of_many_images_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neti.utils.gallery.GRID_PIXELS", 9 * 32 * 32)
+    monkeypatch.setattr("neti.models.generation.gallery.GRID_PIXELS", 9 * 32 * 32)
     gallery = Gallery(tmp_path)
     recipes = [replace(RECIPE, seed=seed) for seed in range(9)]
     fill_gallery(gallery, recipes, size=200)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
-from neti.models.generate import generate
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
+from neti.models.generation.draw import generate
+from neti.models.generation.recipes import ImageRecipe
 from neti.models.methods import NeTI, NeTIConfig
 from neti.utils.errors import UserError
-from neti.utils.recipe import ImageRecipe
 
 RECIPE = ImageRecipe(
     prompt="A photo of a {}",

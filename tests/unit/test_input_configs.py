@@ -6,16 +6,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from neti.training.benchmark.config import BenchmarkConfig
-from neti.training.config import ModelConfig, RunConfig
-from neti.training.inference_config import InferenceConfig
-from neti.training.metrics_config import MetricsConfig
-from neti.training.miniature.mixing_config import MixingConfig
-from neti.training.miniature.pretrain import MiniatureConfig
-from neti.training.miniature.report_config import ReportConfig
-from neti.training.options import NormRule
-from neti.training.reproduction.plan_config import ReproductionConfig
-from neti.utils.config_io import Config, parse_config, to_plain_dict
+from neti.models.generation.config import InferenceConfig
+from neti.training.config.options import NormRule
+from neti.training.config.run import ModelConfig, RunConfig
+from neti.training.evaluation.config import MetricsConfig
+from neti.training.miniature.pretraining.pretrain import MiniatureConfig
+from neti.training.miniature.report.config import ReportConfig
+from neti.training.studies.benchmark.config import BenchmarkConfig
+from neti.training.studies.mixing.config import MixingConfig
+from neti.training.studies.reproduction.plan_config import ReproductionConfig
+from neti.utils.config.parsing import Config, parse_config, to_plain_dict
 
 FOLDER = Path(__file__).parents[2] / "input_configs"
 CONFIGS: dict[str, type[Config]] = {

@@ -14,10 +14,10 @@ from tiny_judge import picture, save_clip, save_vit
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor, ViTModel
 
-from neti.models.feature_cache import FeatureCache, file_features
-from neti.models.judge import CLIPJudge, ImageJudge
+from neti.models.judging.cache import FeatureCache, file_features
+from neti.models.judging.judge import CLIPJudge, ImageJudge
+from neti.models.judging.resizing import Resizing
 from neti.utils.errors import UserError
-from neti.utils.metrics import Resizing
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from neti.training.config import DataConfig
-from neti.training.dataset import ConceptDataset
-from neti.training.latent_cache import LatentCache
+from neti.training.config.run import DataConfig
+from neti.training.data.latents import LatentCache
+from neti.training.data.photos import ConceptDataset
 from neti.utils.errors import UserError
 
 

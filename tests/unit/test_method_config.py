@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from neti.models.methods import NeTIConfig
-from neti.training.config import ModelConfig, PESigmas
-from neti.training.options import NormRule
-from neti.training.setup import method_config
+from neti.training.coach.setup import method_config
+from neti.training.config.options import NormRule
+from neti.training.config.run import ModelConfig, PESigmas
 
 CHANGED = ModelConfig(
     use_nested_dropout=False,

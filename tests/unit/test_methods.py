@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
-from neti.models.conditioning import ConceptVectors, condition
+from neti.models.attention.layers import install_space_time_attention
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
+from neti.models.conditioning.conditioning import ConceptVectors, condition
+from neti.models.conditioning.tokens import tokenize
 from neti.models.methods import METHODS, XTI, Method, NeTI, NeTIConfig, TextualInversion, XTIConfig
-from neti.models.neti_mapper import NormRule
-from neti.models.positional_encoding import TimeLayerEncoding
-from neti.models.tokens import tokenize
-from neti.models.unet_layers import install_space_time_attention
-from neti.training.objective import Batch, Objective
-from neti.training.options import MethodName
+from neti.models.methods.neti.mapper import NormRule
+from neti.models.methods.neti.positional_encoding import TimeLayerEncoding
+from neti.training.coach.objective import Batch, Objective
+from neti.training.config.options import MethodName
 from neti.utils.errors import UserError
 
 L, D = 16, 32

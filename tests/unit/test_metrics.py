@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neti.training.metrics_config import MetricsConfig
-from neti.utils.config_io import parse_config
-from neti.utils.errors import UserError
-from neti.utils.metric_rows import Cell, Kind, Row, metric_rows, unequal_sets
-from neti.utils.metrics import (
+from neti.training.evaluation.config import MetricsConfig
+from neti.training.evaluation.report import Report
+from neti.training.evaluation.rows import Cell, Kind, Row, metric_rows, unequal_sets
+from neti.training.evaluation.scores import (
     DIVERSITY,
     IMAGE,
     TEXT,
@@ -26,7 +25,8 @@ from neti.utils.metrics import (
     judged_text,
     text_scores,
 )
-from neti.utils.metrics_report import Report
+from neti.utils.config.parsing import parse_config
+from neti.utils.errors import UserError
 
 PROTOCOL = {
     "judge": "tiny",

@@ -14,8 +14,8 @@ import torch
 import torch.multiprocessing as mp
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from neti.training.miniature import clip, data, loop, parallel, unet
-from neti.training.miniature.world import Scene
+from neti.training.miniature.pretraining import clip, data, loop, parallel, unet
+from neti.training.miniature.world.world import Scene
 
 # the warm-up divides the rate by 200
 CONFIG = unet.UNetConfig(

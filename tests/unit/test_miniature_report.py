@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from neti.models.backbone import Backbone
-from neti.models.concept import Concept
+from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.concept import Concept
 from neti.models.methods import METHODS
-from neti.training.miniature.captions import PLACE_WORDS, STYLE_WORDS
-from neti.training.miniature.clip import CLIPSettings, build
-from neti.training.miniature.concept_training import trained_file
-from neti.training.miniature.concepts import ConceptPhotos
-from neti.training.miniature.judge import (
+from neti.training.miniature.pretraining.clip import CLIPSettings, build
+from neti.training.miniature.report.concept_training import trained_file
+from neti.training.miniature.report.config import ReportConfig
+from neti.training.miniature.report.judge import (
     answers,
     choices,
     class_features,
@@ -29,15 +28,16 @@ from neti.training.miniature.judge import (
     nearest_concept,
     retrieval_rates,
 )
-from neti.training.miniature.objects import CONCEPTS, Look, find_font
-from neti.training.miniature.page import model_parts
-from neti.training.miniature.pictures import MAX_BYTES
-from neti.training.miniature.report import write_report
-from neti.training.miniature.report_config import ReportConfig
-from neti.training.miniature.table import bootstrap, confusion, ratio_of_sums, rights, table_rows
-from neti.training.miniature.workbench import Results, files_digest
-from neti.training.miniature.world import Scene
-from neti.utils.config_io import parse_config
+from neti.training.miniature.report.page import model_parts
+from neti.training.miniature.report.pictures import MAX_BYTES
+from neti.training.miniature.report.report import write_report
+from neti.training.miniature.report.table import bootstrap, confusion, ratio_of_sums, rights, table_rows
+from neti.training.miniature.report.workbench import Results, files_digest
+from neti.training.miniature.world.captions import PLACE_WORDS, STYLE_WORDS
+from neti.training.miniature.world.concepts import ConceptPhotos
+from neti.training.miniature.world.objects import CONCEPTS, Look, find_font
+from neti.training.miniature.world.world import Scene
+from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

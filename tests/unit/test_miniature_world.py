@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from neti.training.miniature import captions, data, loop, tokenizer, vae
-from neti.training.miniature.concepts import PHOTOS, read_concepts, render_concept, write_concepts
-from neti.training.miniature.judge import truth
-from neti.training.miniature.objects import COLOURS, CONCEPTS, MORE_OBJECTS, OBJECTS, PATTERNS, find_font
-from neti.training.miniature.places import PLACES
-from neti.training.miniature.styles import OWN_GROUND, STYLES
-from neti.training.miniature.world import Scene, World, concept_scenes, is_held_out
-from neti.utils.prompts import PAPER_PROMPTS
+from neti.models.conditioning.prompts import PAPER_PROMPTS
+from neti.training.miniature.pretraining import data, loop, tokenizer, vae
+from neti.training.miniature.report.judge import truth
+from neti.training.miniature.world import captions
+from neti.training.miniature.world.concepts import PHOTOS, read_concepts, render_concept, write_concepts
+from neti.training.miniature.world.objects import COLOURS, CONCEPTS, MORE_OBJECTS, OBJECTS, PATTERNS, find_font
+from neti.training.miniature.world.places import PLACES
+from neti.training.miniature.world.styles import OWN_GROUND, STYLES
+from neti.training.miniature.world.world import Scene, World, concept_scenes, is_held_out
 
 SHIPPED = Path(__file__).parents[2] / "input_configs" / "concepts"
 WORLD = World("no font is needed to draw a scene's facts", {**OBJECTS, **MORE_OBJECTS})

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neti.training.miniature.mixing import both_found, rank_correlation
-from neti.training.miniature.mixing_config import MixingConfig
-from neti.training.miniature.mixing_page import (
+from neti.training.miniature.world.objects import find_font
+from neti.training.miniature.world.world import World
+from neti.training.studies.mixing.config import MixingConfig
+from neti.training.studies.mixing.mixing import both_found, rank_correlation
+from neti.training.studies.mixing.page import (
     BEGIN,
     END,
     replace_section,
@@ -18,11 +20,9 @@ from neti.training.miniature.mixing_page import (
     several_section,
     style_section,
 )
-from neti.training.miniature.objects import find_font
-from neti.training.miniature.pair_scenes import concept_look, random_renders, render_looks
-from neti.training.miniature.presence import Detectors
-from neti.training.miniature.world import World
-from neti.utils.config_io import parse_config
+from neti.training.studies.mixing.pair_scenes import concept_look, random_renders, render_looks
+from neti.training.studies.mixing.presence import Detectors
+from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from neti.models.nested_dropout import draw_kept, truncate
+from neti.models.methods.neti.nested_dropout import draw_kept, truncate
 
 
 def test_truncate_keeps_the_leading_units() -> None:

@@ -9,10 +9,10 @@ import torch
 from diffusers.models import UNet2DConditionModel
 from torch._dynamo.testing import CompileCounter
 
-from neti.models.backbone import Backbone
+from neti.models.backbone.backbone import Backbone
+from neti.models.conditioning.tokens import tokenize
 from neti.models.methods import NeTI, NeTIConfig
-from neti.models.tokens import tokenize
-from neti.training.objective import Batch, Objective
+from neti.training.coach.objective import Batch, Objective
 from neti.utils.errors import UserError
 
 MakeBackbone = Callable[..., Backbone]

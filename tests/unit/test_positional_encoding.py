@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from neti.models.positional_encoding import NormalizedEncoding, TimeLayerEncoding
+from neti.models.methods.neti.positional_encoding import NormalizedEncoding, TimeLayerEncoding
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neti.utils.errors import UserError
-from neti.utils.prompts import (
+from neti.models.conditioning.prompts import (
     OBJECT_TEMPLATES,
     PAPER_PROMPTS,
     STYLE_TEMPLATES,
@@ -17,6 +16,7 @@ from neti.utils.prompts import (
     safe_name,
     slots,
 )
+from neti.utils.errors import UserError
 
 
 def test_the_templates_are_those_of_textual_inversion() -> None:

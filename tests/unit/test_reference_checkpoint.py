@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from neti.models.concept import Concept
-from neti.models.reference_checkpoint import convert, load_reference_concept, read_pickle
+from neti.models.concepts.concept import Concept
+from neti.models.concepts.public_code import convert, load_reference_concept, read_pickle
 from neti.utils.errors import UserError
 
 REFERENCE = Path(__file__).parent.parent / "data" / "reference"

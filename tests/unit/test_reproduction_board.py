@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from tiny_plan import read_plan, write_plan
 
-from neti.training.reproduction.board import Board, Contents, Seconds, duration
-from neti.training.reproduction.cells import Cell, Training, search_cells
-from neti.training.reproduction.plan_config import ReproductionConfig
+from neti.training.studies.reproduction.board import Board, Contents, Seconds, duration
+from neti.training.studies.reproduction.cells import Cell, Training, search_cells
+from neti.training.studies.reproduction.plan_config import ReproductionConfig
 from neti.utils.errors import UserError
 
 SPAWN = multiprocessing.get_context("fork")  # no thread is started before, and a spawned process imports for seconds

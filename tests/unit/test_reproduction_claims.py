@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from neti.training.reproduction.cells import Choice
-from neti.training.reproduction.claims import (
+from neti.training.evaluation.scores import IMAGE, TEXT, Bootstrap, Estimate
+from neti.training.studies.reproduction.cells import Choice
+from neti.training.studies.reproduction.claims import (
     CONFIRMED,
     NOT_CONFIRMED,
     UNDECIDED,
@@ -18,10 +19,9 @@ from neti.training.reproduction.claims import (
     Finding,
     reading,
 )
-from neti.training.reproduction.intervals import image_at_text, over_concepts, rank_correlation, steps_to_reach
-from neti.training.reproduction.measurements import WORD, ConceptScores, Condition, Measurements
-from neti.training.reproduction.selection import Candidate, Rails, choose, edges
-from neti.utils.metrics import IMAGE, TEXT, Bootstrap, Estimate
+from neti.training.studies.reproduction.intervals import image_at_text, over_concepts, rank_correlation, steps_to_reach
+from neti.training.studies.reproduction.measurements import WORD, ConceptScores, Condition, Measurements
+from neti.training.studies.reproduction.selection import Candidate, Rails, choose, edges
 
 BOOTSTRAP = Bootstrap(samples=200, seed=0)
 CONCEPTS, UNITS = 6, 10

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_plan import read_plan, write_plan
 
-from neti.training.config import RunConfig
-from neti.training.reproduction.board import Board, Contents, matching, with_required
-from neti.training.reproduction.cells import (
+from neti.training.config.run import RunConfig
+from neti.training.studies.reproduction.board import Board, Contents, matching, with_required
+from neti.training.studies.reproduction.cells import (
     Cell,
     Choice,
     Drawing,
@@ -20,11 +20,11 @@ from neti.training.reproduction.cells import (
     main_cells,
     search_cells,
 )
-from neti.training.reproduction.plan_config import ReproductionConfig
-from neti.training.reproduction.plan_text import check_plan, describe_plan
-from neti.training.reproduction.processes import Process, leave_the_group
-from neti.training.reproduction.results import sd14_bytes
-from neti.utils.config_io import parse_config
+from neti.training.studies.reproduction.plan_config import ReproductionConfig
+from neti.training.studies.reproduction.plan_text import check_plan, describe_plan
+from neti.training.studies.reproduction.processes import Process, leave_the_group
+from neti.training.studies.reproduction.results import sd14_bytes
+from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

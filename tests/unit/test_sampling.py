@@ -12,9 +12,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from neti.models.backbone import Backbone
-from neti.models.methods import NeTI, NeTIConfig
-from neti.models.sampling import (
+from neti.models.backbone.backbone import Backbone
+from neti.models.generation.sampling import (
     SCHEDULERS,
     NaNImageError,
     SamplingConfig,
@@ -23,6 +22,7 @@ from neti.models.sampling import (
     initial_latents,
     prepare_conditioning,
 )
+from neti.models.methods import NeTI, NeTIConfig
 from neti.utils.errors import UserError
 
 CONFIG = SamplingConfig(steps=3)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from neti.training.run_folder import RunFolder
-from neti.training.state import TrainingState, check_unchanged, state_to_resume
+from neti.training.coach.run_folder import RunFolder
+from neti.training.coach.state import TrainingState, check_unchanged, state_to_resume
 from neti.utils.errors import UserError
 
 

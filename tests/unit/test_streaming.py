@@ -8,10 +8,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from neti.models.backbone import Backbone
-from neti.models.generate import generate
+from neti.models.backbone.backbone import Backbone
+from neti.models.generation.draw import generate
+from neti.models.generation.recipes import ImageRecipe
 from neti.models.methods import NeTI, NeTIConfig
-from neti.utils.recipe import ImageRecipe
 
 RECIPES = [
     ImageRecipe(

@@ -7,9 +7,9 @@ import logging
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from neti.models.backbone import Backbone
-from neti.models.conditioning import tokenize
-from neti.models.tokens import check_placeholder
+from neti.models.backbone.backbone import Backbone
+from neti.models.conditioning.conditioning import tokenize
+from neti.models.conditioning.tokens import check_placeholder
 from neti.utils.errors import UserError
 
 

@@ -15,20 +15,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
-from neti.models.backbone import Backbone
+from neti.models.backbone.backbone import Backbone
+from neti.models.conditioning.tokens import tokenize
+from neti.models.generation.sampling import NaNImageError
 from neti.models.methods import METHODS, NeTI, NeTIConfig
-from neti.models.sampling import NaNImageError
-from neti.models.tokens import tokenize
-from neti.training.config import EvalConfig, OptimConfig
-from neti.training.graceful_stop import GracefulStop
-from neti.training.losses import Diverged, Losses
-from neti.training.memory_estimate import enable_gradient_checkpointing, estimate_memory
-from neti.training.metrics_log import MetricsLog
-from neti.training.objective import Batch, Objective
-from neti.training.optimizer import make_optimizer
-from neti.training.options import LRSchedule
-from neti.training.run_folder import RunFolder
-from neti.training.validation import validation_grids
+from neti.training.coach.logs import MetricsLog
+from neti.training.coach.losses import Diverged, Losses
+from neti.training.coach.memory import enable_gradient_checkpointing, estimate_memory
+from neti.training.coach.objective import Batch, Objective
+from neti.training.coach.optimizer import make_optimizer
+from neti.training.coach.run_folder import RunFolder
+from neti.training.coach.stop import GracefulStop
+from neti.training.config.options import LRSchedule
+from neti.training.config.run import EvalConfig, OptimConfig
+from neti.training.evaluation.validation import validation_grids
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_signal_is_a_request_and_the_handlers_come_back(number: signal.Signals
 
 
 def test_a_second_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neti.training.graceful_stop._ECHO_SECONDS", 0.0)
+    monkeypatch.setattr("neti.training.coach.stop._ECHO_SECONDS", 0.0)
     with GracefulStop(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

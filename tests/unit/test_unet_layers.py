@@ -11,10 +11,10 @@ import torch
 from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 
-from neti.models.attention import SpaceTimeAttnProcessor
-from neti.models.backbone import Backbone
-from neti.models.conditioning import SpaceTimeConditioning
-from neti.models.unet_layers import cross_attention_layers, install_space_time_attention
+from neti.models.attention.layers import cross_attention_layers, install_space_time_attention
+from neti.models.attention.processor import SpaceTimeAttnProcessor
+from neti.models.backbone.backbone import Backbone
+from neti.models.conditioning.conditioning import SpaceTimeConditioning
 
 SD1_NAMES = [
     *("IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "MID"),

@@ -9,12 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from neti.models.backbone import Backbone
-from neti.models.conditioning import ConceptVectors
+from neti.models.attention.layers import cross_attention_layers
+from neti.models.backbone.backbone import Backbone
+from neti.models.conditioning.composition import (
+    Mixture,
+    Rule,
+    geometry_layers,
+    parse_layers,
+    style_mixture,
+    voices_in,
+)
+from neti.models.conditioning.conditioning import ConceptVectors
+from neti.models.generation.sampling import SamplingConfig, prepare_conditioning
 from neti.models.methods import XTI, Method, NeTI, NeTIConfig, TextualInversion, TextualInversionConfig, XTIConfig
-from neti.models.sampling import SamplingConfig, prepare_conditioning
-from neti.models.unet_layers import cross_attention_layers
-from neti.models.voices import Mixture, Rule, geometry_layers, parse_layers, style_mixture, voices_in
 from neti.utils.errors import UserError
 
 TIMESTEPS = torch.tensor([999, 601, 600, 599, 1, 0])

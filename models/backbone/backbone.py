@@ -1,0 +1,123 @@
+"""The frozen text-to-image model: its parts, how to load them, and the sizes everything else is derived from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers import DDPMScheduler
+from torch import Tensor, nn
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
+
+from ...utils.devices import pick_device
+from ...utils.errors import UserError
+from ..attention.layers import cross_attention_layers
+from .loading import WEIGHTS, load_parts
+
+
+@dataclass
+class Backbone:
+    """A model of the Stable Diffusion 1.x/2.x family. Every part is frozen and in eval mode.
+
+    name: what it was loaded by (a hub repository, a folder, or "miniature").
+    scheduler: the model's own; samplers and the training noise are built from its config.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler
+    name: str
+
+    def __post_init__(self) -> None:
+        for part in self._modules():
+            part.requires_grad_(False).eval()
+        # some folders leave this unset; the position table is what really bounds a prompt
+        positions = self.text_encoder.config.max_position_embeddings
+        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, positions)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        components: Collection[str] = tuple(WEIGHTS),
+    ) -> Backbone:
+        """Load a diffusers-format model: a hub repository, a local folder, or "miniature" (bundled).
+
+        components: the parts whose WEIGHTS are wanted, of "text_encoder", "vae", "unet". The others are built from
+            their config alone, on torch's "meta" device: sizes and layers are known, no weights are read or fetched.
+        Raises UserError (one line: what was tried, what to do) for a missing or incomplete folder, no network and
+        nothing cached, and a device this machine does not have.
+        """
+        place = pick_device(str(device))  # a device that is not there is reported before anything is read
+        parts = load_parts(name_or_path, revision=revision, dtype=dtype, weights=components)
+        return cls(name=name_or_path, **parts).to(place)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Backbone:
+        """Move (and cast) every part that has weights; returns itself."""
+        for part in self._modules():
+            if not next(part.parameters()).is_meta:
+                part.to(device)
+                if dtype is not None:
+                    part.to(dtype)
+        return self
+
+    def _modules(self) -> tuple[nn.Module, ...]:
+        return self.text_encoder, self.vae, self.unet
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of cross-attention layers (16 on SD 1.x/2.x)."""
+        return len(cross_attention_layers(self.unet))
+
+    @property
+    def text_width(self) -> int:
+        """D, the width of the text encoder's token embeddings (768 on SD 1.x, 1024 on SD 2.x)."""
+        return self.text_encoder.config.hidden_size
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent (4)."""
+        return self.unet.config["in_channels"]
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the latents the U-Net was trained on (64 on SD 1.x)."""
+        return self.unet.config["sample_size"]
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Image side divided by latent side (8 on SD 1.x)."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images the model was trained on (512 on SD 1.x)."""
+        return self.latent_size * self.vae_scale_factor
+
+    def word_embedding(self, word: str, rule: Literal["single", "mean"] = "single") -> Tensor:
+        """The token embedding [D] (float32) of a super-category word; its norm is NeTI's target norm.
+
+        rule "single" takes one-token words only; "mean" gives, for several tokens, the direction of their mean at their
+        mean norm (the mean alone would be shorter than any word the text encoder knows).
+        Raises UserError that lists the tokens if there are none, or several under "single".
+        """
+        ids = self.tokenizer(word, add_special_tokens=False).input_ids
+        if not ids or (len(ids) > 1 and rule == "single"):
+            pieces = ", ".join(repr(piece) for piece in self.tokenizer.convert_ids_to_tokens(ids)) or "no token"
+            raise UserError(
+                f"super category {word!r}: {len(ids)} tokens ({pieces}), one is needed; choose a simpler word, or "
+                "allow the mean of the tokens' embeddings (data.super_category_rule: mean)"
+            )
+        table: nn.Embedding = self.text_encoder.embeddings.token_embedding
+        rows = table.weight[ids].detach().float()
+        norm = torch.linalg.vector_norm(rows, dim=-1).mean()
+        return rows[0].clone() if len(ids) == 1 else nn.functional.normalize(rows.mean(dim=0), dim=0) * norm

@@ -1,0 +1,177 @@
+"""Prompts: the training templates, the paper's evaluation prompts, `{}` filling, prompt files and file names."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple
+
+from ...utils.errors import UserError
+
+SLOT = "{}"  # stands for the concept's placeholder wherever a person writes a prompt
+NAME = re.compile(r"[^\W\d][\w-]*")  # of a concept in `{name}`: begins with a letter
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+# The ImageNet templates of Textual Inversion (Gal et al. 2022), for objects ...
+OBJECT_TEMPLATES = (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a photo of a clean {}",
+    "a photo of a dirty {}",
+    "a dark photo of the {}",
+    "a photo of my {}",
+    "a photo of the cool {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a cropped photo of a {}",
+    "a photo of the {}",
+    "a good photo of the {}",
+    "a photo of one {}",
+    "a close-up photo of the {}",
+    "a rendition of the {}",
+    "a photo of the clean {}",
+    "a rendition of a {}",
+    "a photo of a nice {}",
+    "a good photo of a {}",
+    "a photo of the nice {}",
+    "a photo of the small {}",
+    "a photo of the weird {}",
+    "a photo of the large {}",
+    "a photo of a cool {}",
+    "a photo of a small {}",
+)
+
+# ... and for styles. Two of the 19 stand twice in the list, there as here: they are drawn twice as often.
+STYLE_TEMPLATES = (
+    "a painting in the style of {}",
+    "a rendering in the style of {}",
+    "a cropped painting in the style of {}",
+    "the painting in the style of {}",
+    "a clean painting in the style of {}",
+    "a dirty painting in the style of {}",
+    "a dark painting in the style of {}",
+    "a picture in the style of {}",
+    "a cool painting in the style of {}",
+    "a close-up painting in the style of {}",
+    "a bright painting in the style of {}",
+    "a cropped painting in the style of {}",
+    "a good painting in the style of {}",
+    "a close-up painting in the style of {}",
+    "a rendition in the style of {}",
+    "a nice painting in the style of {}",
+    "a small painting in the style of {}",
+    "a weird painting in the style of {}",
+    "a large painting in the style of {}",
+)
+
+# What the paper evaluates with, and the four it watches during training.
+PAPER_PROMPTS = (
+    "A photo of a {}",
+    "A photo of {} in the jungle",
+    "A photo of {} on a beach",
+    "A photo of {} in Times Square",
+    "A photo of {} in the moon",
+    "A painting of {} in the style of Monet",
+    "Oil painting of {}",
+    "A Marc Chagall painting of {}",
+    "A manga drawing of {}",
+    "A watercolor painting of {}",
+    "A statue of {}",
+    "App icon of {}",
+    "A sand sculpture of {}",
+    "Colorful graffiti of {}",
+    "A photograph of two {} on a table",
+)
+VALIDATION_PROMPTS = (
+    "A photo of a {}",
+    "A photo of a {} on a beach",
+    "App icon of {}",
+    "A painting of {} in the style of Monet",
+)
+
+MAX_NAME_BYTES = 120  # file systems allow 255 (some 143); what is appended to a name must fit too
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029]')
+_WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
+
+
+class Slot(NamedTuple):
+    """One place for a concept in a prompt: its text there, the concept's name ("" for `{}`), and the hidden units that
+    are kept of it (None: all that the call keeps)."""
+
+    text: str
+    name: str
+    units: int | None = None
+
+
+def slots(prompt: str) -> list[Slot]:
+    """The places `{}`, `{name}` and `{name:units}` of a prompt, in order, each once.
+
+    Raises UserError for other words in braces; braces without a letter are ordinary text.
+    """
+    found = []
+    for match in _BRACES.finditer(prompt):
+        name, colon, units = match[1].partition(":")
+        if match[0] == SLOT or (NAME.fullmatch(name) and (not colon or units.isdecimal())):
+            found.append(Slot(match[0], name, int(units) if colon else None))
+        elif any(letter.isalpha() for letter in match[1]):
+            raise UserError(
+                f"the prompt {prompt!r} has {match[0]}; a concept is written {{name}}, or {{name:16}} for its first 16 "
+                "hidden units"
+            )
+    return list(dict.fromkeys(found))
+
+
+def fill(prompt: str, placeholder: str) -> str:
+    """The prompt with every `{}` replaced by the placeholder; other braces stay as they are.
+
+    A prompt that already names the placeholder may do without `{}`. Raises UserError, naming the prompt, otherwise.
+    """
+    if SLOT not in prompt and placeholder not in prompt:
+        raise UserError(
+            f"the prompt {prompt!r} has no {SLOT}, so the concept would not appear in it; "
+            f'write {SLOT} where the concept belongs, as in "A photo of a {SLOT}"'
+        )
+    return prompt.replace(SLOT, placeholder)
+
+
+def read_prompts(path: Path | str) -> list[str]:
+    """The prompts in a text file, one per line; empty lines are skipped.
+
+    Raises UserError for a missing, unreadable or empty file, and for one that is not UTF-8 text.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors put a byte order mark in front
+    except FileNotFoundError:
+        raise UserError(f"the prompts file {path} does not exist; check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompts file {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"the prompts file {path} cannot be read: {error.strerror}") from None
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise UserError(f"the prompts file {path} is empty; write one prompt per line")
+    return prompts
+
+
+def safe_name(prompt: str) -> str:
+    """A file or folder name for a prompt, good on Linux, macOS and Windows; up to 120 bytes of UTF-8.
+
+    A prompt that is already a good name is returned unchanged. When anything had to be changed, eight hex digits of
+    the prompt's SHA-256 are appended, so two different prompts never share a name (up to letter case, which macOS and
+    Windows ignore). Give it the prompt as the user wrote it: `{}` is fine in a name, the `<` and `>` of a filled-in
+    placeholder are not.
+    """
+    name = unicodedata.normalize("NFC", prompt.encode("utf-8", "replace").decode())  # macOS would normalise on its own
+    name = _UNSAFE.sub("_", name).strip(" .")  # Windows drops trailing dots and spaces; a leading dot hides the file
+    if name.split(".")[0].rstrip().upper() in _WINDOWS_DEVICES:
+        name = f"_{name}"
+    if name == prompt and 0 < len(name.encode()) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    short = name.encode()[: MAX_NAME_BYTES - len(digest) - 1].decode(errors="ignore").rstrip(" .")
+    return f"{short or 'prompt'}-{digest}"

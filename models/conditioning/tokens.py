@@ -1,0 +1,91 @@
+"""Prompts to token ids, with the placeholders found in the text and never added to the tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """ids [B,T], long; slots: placeholder -> mask [B,T], bool, True where it stands (there `ids` holds a filler)."""
+
+    ids: Tensor
+    slots: Mapping[str, Tensor]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], placeholders: Sequence[str]) -> Tokens:
+    """Tokenize prompts that hold the literal, case-sensitive placeholder strings ("A photo of a <toy>").
+
+    Every placeholder takes one position, any number of times, several per prompt. T = `tokenizer.model_max_length`;
+    shorter prompts are padded as the tokenizer pads. A prompt that is too long is cut with a warning.
+    Raises UserError naming the prompt if it holds none of the placeholders, or would lose one to the cut.
+
+    Differs from the reference: the public code adds the placeholder to the tokenizer; CLIP tokenizers of today then
+    also match it with other capitals.
+    """
+    ids, placed = zip(*(_encode(tokenizer, prompt, placeholders) for prompt in prompts), strict=True)
+    slots = {name: torch.tensor([[slot == name for slot in row] for row in placed]) for name in placeholders}
+    return Tokens(ids=torch.tensor(ids), slots=slots)
+
+
+def check_placeholder(tokenizer: PreTrainedTokenizerBase, placeholder: str) -> None:
+    """Raise UserError unless `placeholder` can stand for a new concept: one word the vocabulary does not know."""
+    if not placeholder or re.search(r"\s", placeholder):
+        raise UserError(f"placeholder {placeholder!r}: must be one word without spaces, such as '<toy>'")
+    if len(tokenizer(placeholder, add_special_tokens=False).input_ids) == 1:
+        raise UserError(
+            f"placeholder {placeholder!r}: already a word of the model's vocabulary; choose a new one such as "
+            f"'<{placeholder.strip('<>')}>'"
+        )
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, placeholders: Sequence[str]
+) -> tuple[list[int], list[str | None]]:
+    """One prompt -> ids [T] and, per position, the placeholder that stands there."""
+    ids: list[int] = [tokenizer.bos_token_id]
+    placed: list[str | None] = [None]
+    for piece in _split(prompt, placeholders):
+        if piece in placeholders:
+            ids.append(tokenizer.bos_token_id)  # a filler: its embedding is replaced
+            placed.append(piece)
+        else:
+            piece_ids = tokenizer(piece, add_special_tokens=False).input_ids
+            ids += piece_ids
+            placed += [None] * len(piece_ids)
+
+    if placeholders and not any(placed):
+        raise UserError(
+            f"prompt {prompt!r}: names none of the concepts; write one of {', '.join(placeholders)} where it belongs"
+        )
+    length = tokenizer.model_max_length
+    if len(ids) + 1 > length:
+        if any(placed[length - 1 :]):
+            raise UserError(
+                f"prompt {prompt!r}: {len(ids) - 1} tokens, the model reads {length - 2}, and a placeholder would be "
+                "cut off; shorten the prompt or move the placeholder to its front"
+            )
+        logger.warning("prompt %r: %d tokens, the model reads %d; the rest is cut", prompt, len(ids) - 1, length - 2)
+        ids, placed = ids[: length - 1], placed[: length - 1]
+    ids.append(tokenizer.eos_token_id)
+    padding = length - len(ids)
+    return ids + [tokenizer.pad_token_id] * padding, placed + [None] * (1 + padding)
+
+
+def _split(prompt: str, placeholders: Sequence[str]) -> list[str]:
+    """The prompt's pieces, placeholders as pieces of their own; of two that overlap the longer one is meant."""
+    if not placeholders:
+        return [prompt]
+    longest_first = sorted(placeholders, key=len, reverse=True)
+    return re.split("(" + "|".join(map(re.escape, longest_first)) + ")", prompt)

@@ -1,0 +1,159 @@
+# ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
+"""Every setting of `scripts/inference.py`: the public code's keys with its defaults and meaning, and ours."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+from ...utils.config.choices import Choice
+from ...utils.config.parsing import Config
+from ...utils.config.values import setting
+from ...utils.devices import device_problems
+from ...utils.seeds import parse_seeds
+from ..conditioning.prompts import NAME
+from .mixtures import RuleConfig, StyleMixingConfig, parse_mixtures
+
+ONE_CONCEPT = ("concept", "input_dir", "mapper_checkpoint_path")  # the keys that say which concept `{}` is
+
+
+class Dtype(Choice):
+    """Precision of the frozen models, with PyTorch's own names as aliases; noise and mapper are always float32."""
+
+    fp16 = "fp16"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    float16 = "fp16"
+    float32 = "fp32"
+    bfloat16 = "bf16"
+
+
+@dataclass(frozen=True)
+class InferenceConfig(Config):
+    """One call of `scripts/inference.py`."""
+
+    # Which saved step of input_dir to use; unset: the final one
+    iteration: Optional[int] = setting(None, at_least=0)
+    # Folder of a training run, ours or the public code's
+    input_dir: Optional[Path] = None
+    # Where the images go; unset: a folder inference_{iteration} beside the concept
+    inference_dir: Optional[Path] = None
+    # A mapper file of the public code (mapper-steps-N.pt); wins over input_dir
+    mapper_checkpoint_path: Optional[Path] = None
+    # The embeddings file that belongs to it (learned_embeds-steps-N.bin); wins over input_dir
+    learned_embeds_path: Optional[Path] = None
+    # Prompts, each with {} for the concept, or {name} for one of several
+    prompts: Optional[tuple[str, ...]] = None
+    # Text file with one prompt per line, instead of prompts
+    prompts_file_path: Optional[Path] = None
+    # One image per prompt and seed: [42, 420], "0-31" or "1,5,7-9"
+    seeds: tuple[int, ...] = setting((42,), at_least=0, parse=parse_seeds)
+    # Hidden units kept: null keeps all; a number or a list makes one set of images for each
+    truncation_idxs: Optional[tuple[Optional[int], ...]] = setting(None, at_least=0)
+    # fp16, fp32 or bf16: precision of the frozen models
+    torch_dtype: Dtype = Dtype.fp16
+    # A concept file of this project (.safetensors), instead of input_dir
+    concept: Optional[Path] = None
+    # Several concepts, name -> file or run folder: {mug} in a prompt is the one called mug, {mug:16} its first 16 units
+    concepts: Optional[dict[str, Path]] = None
+    # Concepts that take turns by layer and timestep, name -> rules, the last one that applies wins; {name} in a prompt
+    mixtures: Optional[dict[str, tuple[RuleConfig, ...]]] = setting(None, parse=parse_mixtures)  # noqa: RUF009
+    # Geometry of one concept, appearance of another: one column per mixing_start for each prompt with {}
+    style_mixing: StyleMixingConfig = field(default_factory=StyleMixingConfig)
+    # A plain word for {} instead of a concept: what the base model makes of the prompt alone
+    word: Optional[str] = None
+    # Model to generate with; unset: the one the concept was trained on
+    pretrained_model_name_or_path: Optional[str] = None
+    # Revision of the Hugging Face model: a branch, a tag or a commit
+    revision: Optional[str] = None
+    # What the images should not show
+    negative_prompt: str = ""
+    # Denoising steps per image
+    num_denoising_steps: int = setting(50, at_least=1, at_most=1000)
+    # Strength of the prompt; 1 or less switches guidance off
+    guidance_scale: float = setting(7.5, at_least=0)
+    # Sampler by name, such as dpmsolver++
+    scheduler: str = "dpmsolver++"
+    # Images denoised together; changes memory and speed, not the images
+    batch_size: int = setting(4, at_least=1)
+    # auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N
+    device: str = "auto"
+    # Run the base model's safety checker; unset: if it has one
+    safety_checker: Optional[bool] = None
+
+    @property
+    def truncations(self) -> tuple[Optional[int], ...]:
+        """`truncation_idxs` as a tuple; None in it keeps all hidden units."""
+        return self.truncation_idxs or (None,)
+
+    @property
+    def has_one_concept(self) -> bool:
+        """Whether some concept is `{}` itself."""
+        return any(getattr(self, key) is not None for key in ONE_CONCEPT)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the images go: `inference_dir`, else a folder beside the concept that tells the step."""
+        if self.inference_dir is not None:
+            return self.inference_dir
+        if self.input_dir is not None:
+            return self.input_dir / ("inference" if self.iteration is None else f"inference_{self.iteration}")
+        source = self.concept or self.mapper_checkpoint_path
+        assert source is not None, "problems() asks for inference_dir where there is no single concept"
+        return source.parent / f"inference_{source.stem}"
+
+    def problems(self) -> list[str]:
+        lines = device_problems("device", self.device)
+        if self.prompts and self.prompts_file_path is not None:
+            lines.append("prompts and prompts_file_path are both given; leave one of them out")
+        if not self.prompts and self.prompts_file_path is None:
+            lines.append('no prompts given; write prompts: ["A photo of a {}"], or prompts_file_path: a text file')
+        if self.concept is not None:
+            for key in ("input_dir", "iteration", "mapper_checkpoint_path", "learned_embeds_path"):
+                if getattr(self, key) is not None:
+                    lines.append(f"concept and {key} are both given; concept alone says which file to use")
+        elif self.input_dir is None and self.mapper_checkpoint_path is not None and self.learned_embeds_path is None:
+            lines.append("mapper_checkpoint_path needs learned_embeds_path: its learned_embeds-steps-N.bin")
+        if self.word is not None:
+            return lines + self._word_problems()
+        if not (self.has_one_concept or self.concepts):
+            lines.append(
+                "no concept given; write concept: a .safetensors file, input_dir: the folder of a run, or concepts: "
+                "{name: file} for several"
+            )
+        elif not self.has_one_concept and self.inference_dir is None:
+            lines.append("several concepts have no folder in common; write inference_dir: where the images go")
+        return lines + self._name_problems()
+
+    def _word_problems(self) -> list[str]:
+        given = [key for key in (*ONE_CONCEPT, "concepts", "mixtures") if getattr(self, key) is not None]
+        given += ["style_mixing"] if self.style_mixing.wanted else []
+        lines = [f"word and {key} are both given; with a plain word no concept is used" for key in given]
+        if self.truncation_idxs is not None:
+            lines.append("word and truncation_idxs are both given; a plain word has no hidden units")
+        for key in ("pretrained_model_name_or_path", "inference_dir"):
+            if getattr(self, key) is None:
+                lines.append(f"word needs {key}: there is no concept to take it from")
+        return lines
+
+    def _name_problems(self) -> list[str]:
+        """Names that are no names, that mean two things, or that mean nothing."""
+        concepts, mixtures, style = self.concepts or {}, self.mixtures or {}, self.style_mixing
+        made = list(style.names.values()) if style.wanted else []
+        lines = [
+            f"{key}: {name!r} is no name; begin with a letter, then letters, digits, _ and -"
+            for key, names in (("concepts", concepts), ("mixtures", mixtures))
+            for name in names
+            if not NAME.fullmatch(name)
+        ]
+        lines += [f"mixtures: {name!r} is the name of a concept too" for name in mixtures if name in concepts]
+        lines += [f"{name!r} is what style_mixing calls a mixture of its own" for name in made if name in mixtures]
+        lines += [f"{name!r} is what style_mixing calls a mixture of its own" for name in made if name in concepts]
+        wanted = [(f"mixtures.{name}", rule.concept) for name, rules in mixtures.items() for rule in rules]
+        wanted += [("style_mixing", name) for name in (style.geometry, style.appearance) if name]
+        known = ", ".join(concepts) or "none"
+        lines += [
+            f"{key}: no concept is called {name!r}; concepts: {known}" for key, name in wanted if name not in concepts
+        ]
+        if style.wanted and self.has_one_concept:
+            lines.append("style_mixing fills {} itself; leave out concept, input_dir and mapper_checkpoint_path")
+        return lines

@@ -1,0 +1,195 @@
+"""What `scripts/inference.py` does with its config: plan, check, generate, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from ...utils.devices import pick_device
+from ...utils.errors import UserError
+from ..backbone.backbone import Backbone
+from ..backbone.safety import SafetyChecker, has_safety_checker
+from ..concepts.files import ConceptFiles
+from ..conditioning.composition import voices_in
+from ..conditioning.prompts import SLOT, slots
+from ..conditioning.tokens import tokenize
+from .config import InferenceConfig
+from .draw import Generated, generate, sampling_config
+from .gallery import Gallery
+from .named_concepts import Voices
+from .recipes import ImageRecipe, made_with
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class InferenceRun:
+    """One set of images. Making the object checks all that can be checked without the base model's weights.
+
+    recipes: prompt -> all its images, truncation by truncation; missing: the same, without the finished ones.
+    columns: for style mixing, prompt with `{}` -> column label -> the prompt of that column.
+    Raises UserError for a device that is not there, a concept file that cannot be loaded, a prompt that names none or
+    an unknown concept, a truncation a concept does not have, a mixture that does not work, an unknown scheduler, a base
+    model that cannot be found, a safety checker it does not have, and images of another recipe in the way.
+    """
+
+    def __init__(self, config: InferenceConfig, files: Mapping[str, ConceptFiles], prompts: Sequence[str]) -> None:
+        """files: name -> the concept's files, those of `{}` under ""; empty for a plain word."""
+        self.config = config
+        self.device = pick_device(config.device)
+        self.voices = Voices(config, files)
+        self.base_model = self.voices.base_model
+        self.has_checker = has_safety_checker(self.base_model, config.revision)
+        self.use_checker = self.has_checker if config.safety_checker is None else config.safety_checker
+        if self.use_checker and not self.has_checker:
+            raise UserError(
+                f"safety_checker = true, but the base model {self.base_model} has none; pass --safety_checker false"
+            )
+
+        self.columns = {prompt: _columns(config, prompt) for prompt in prompts if _is_mixed(config, prompt)}
+        written = [column for prompt in prompts for column in self.columns.get(prompt, {"": prompt}).values()]
+        iteration = files[""].iteration if "" in files else None
+        self.gallery = Gallery(replace(config, iteration=iteration).output_dir)
+        self.recipes = self._recipes(list(dict.fromkeys(written)))
+        missing = self.gallery.unfinished([recipe for recipes in self.recipes.values() for recipe in recipes])
+        self.missing = {prompt: [r for r in missing if r.prompt == prompt] for prompt in self.recipes}
+
+    @property
+    def source(self) -> str:
+        """Where what stands in the prompts comes from, in words."""
+        if self.config.word is not None:
+            return f"the word {self.config.word!r}, no concept"
+        return ", ".join(
+            f"concept {f'{{{name}}}' if name else self._placeholder} from {files.concept}"
+            for name, files in self.voices.files.items()
+        )
+
+    @property
+    def num_images(self) -> int:
+        """How many images were asked for."""
+        return sum(map(len, self.recipes.values()))
+
+    @property
+    def num_missing(self) -> int:
+        """How many of them are not there yet."""
+        return sum(map(len, self.missing.values()))
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where to look: a folder per prompt, and for style mixing the one that holds the grid of its columns."""
+        inside = {column for columns in self.columns.values() for column in columns.values()}
+        shown = [*self.columns, *(prompt for prompt in self.recipes if prompt not in inside)]
+        return [self.gallery.folder(prompt) for prompt in shown]
+
+    def images(self, on_step: Callable[[int], object] | None = None) -> Iterator[Generated]:
+        """Make the missing images, write and yield each, and bring every grid up to date.
+
+        on_step(n): called after every denoising step, n images having made it.
+        """
+        self.gallery.require_writable()
+        making = self._make([recipe for recipes in self.missing.values() for recipe in recipes], on_step)
+        for prompt, recipes in self.recipes.items():
+            yield from islice(making, len(self.missing[prompt]))
+            self.gallery.write_grids(recipes)
+        for prompt, columns in self.columns.items():
+            shown = {label: self.recipes[column] for label, column in columns.items()}
+            self.gallery.write_columns("style_mixing", prompt, shown)
+
+    def _make(self, recipes: Sequence[ImageRecipe], on_step: Callable[[int], object] | None) -> Iterator[Generated]:
+        """Make, write and yield the images of all prompts in one go, so that prompts of few seeds fill a batch too."""
+        backbone, checker = self._load()
+        for made in generate(
+            backbone,
+            self.voices.by_name,
+            recipes,
+            batch_size=self.config.batch_size,
+            safety_checker=checker,
+            on_step=on_step,
+        ):
+            withheld = {"withheld_by": "safety checker"} if made.withheld else {}
+            about = made_with(self.voices.paths(made.recipe.text), str(self.device))
+            self.gallery.add(made.image, made.recipe, {**withheld, "made_with": about})
+            yield made
+
+    def _recipes(self, prompts: Sequence[str]) -> dict[str, list[ImageRecipe]]:
+        config = self.config
+        common = ImageRecipe(
+            prompt="",
+            negative_prompt=config.negative_prompt,
+            seed=0,
+            truncation=None,
+            steps=config.num_denoising_steps,
+            guidance_scale=config.guidance_scale,
+            scheduler=config.scheduler,
+            base_model=self.base_model,
+            base_revision=config.revision,
+            concept="",
+            placeholder="",
+            torch_dtype=config.torch_dtype.value,
+            safety_checker=self.use_checker,
+            word=config.word,
+        )
+        sampling_config(common)
+        recipes, problems = {}, []
+        for prompt in prompts:
+            try:
+                shared = self._of_prompt(replace(common, prompt=prompt))
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            recipes[prompt] = [
+                replace(shared, truncation=truncation, seed=seed)
+                for truncation in dict.fromkeys(config.truncations)
+                for seed in dict.fromkeys(config.seeds)
+            ]
+        if problems:
+            raise UserError("\n".join(dict.fromkeys(problems)))
+        return recipes
+
+    def _of_prompt(self, recipe: ImageRecipe) -> ImageRecipe:
+        """The recipe with what its prompt names, after checking that all of it is there."""
+        if recipe.word is not None:
+            named = [slot for slot in slots(recipe.prompt) if slot.name]
+            if named or SLOT not in recipe.prompt:
+                wrong = f"names {named[0].text}" if named else f"has no {SLOT}"
+                raise UserError(f"the prompt {recipe.prompt!r} {wrong}; the word {recipe.word!r} stands for {SLOT}")
+            return recipe
+        if "" in self.voices.files and (SLOT in recipe.prompt or self._placeholder in recipe.prompt):
+            recipe = replace(recipe, concept=self.voices.descriptions[""], placeholder=self._placeholder)
+        speaking = voices_in(recipe.text, self.voices.by_name)
+        for truncation in self.config.truncations:
+            for voice in speaking.values():
+                voice.check_truncation(truncation)
+        return replace(recipe, voices=self.voices.described(recipe.text))
+
+    @property
+    def _placeholder(self) -> str:
+        return self.voices.concepts[""].placeholder
+
+    def _load(self) -> tuple[Backbone, SafetyChecker | None]:
+        """The base model, and the last checks: that the concepts fit it and the prompts are not too long for it."""
+        dtype, revision = DTYPES[self.config.torch_dtype.value], self.config.revision
+        backbone = Backbone.from_pretrained(self.base_model, revision=revision, dtype=dtype, device=self.device)
+        self.voices.check_fit(backbone)
+        for recipes in self.recipes.values():
+            text = recipes[0].text
+            tokenize(backbone.tokenizer, [text], [slot.text for slot in slots(text)])
+        checker = None
+        if self.use_checker:
+            checker = SafetyChecker.from_pretrained(self.base_model, revision=revision, device=self.device)
+        return backbone, checker
+
+
+def _is_mixed(config: InferenceConfig, prompt: str) -> bool:
+    return config.style_mixing.wanted and SLOT in prompt
+
+
+def _columns(config: InferenceConfig, prompt: str) -> dict[str, str]:
+    """Style mixing's columns of a prompt with `{}`: label -> the prompt that fills it."""
+    style = config.style_mixing
+    fillings = {f"geometry: {style.geometry}": style.geometry, f"appearance: {style.appearance}": style.appearance}
+    fillings |= {f"mixing from t = {start}": name for start, name in style.names.items()}
+    return {label: prompt.replace(SLOT, f"{{{name}}}") for label, name in fillings.items()}

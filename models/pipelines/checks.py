@@ -1,0 +1,71 @@
+"""What a pipeline, a concept and the options of a call must be for concepts to speak through a pipeline."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.loaders import TextualInversionLoaderMixin
+from diffusers.models import UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel
+
+from ...utils.errors import UserError
+from ..conditioning.composition import Voice
+from ..conditioning.tokens import check_placeholder
+from ..methods import Method
+
+
+def check_pipeline(pipe: Any) -> None:
+    """Raise UserError unless `pipe` is of the Stable Diffusion 1.x/2.x family and encodes prompts as it does."""
+    unet, text_encoder = getattr(pipe, "unet", None), getattr(pipe, "text_encoder", None)
+    if (
+        not isinstance(pipe, TextualInversionLoaderMixin)
+        or not isinstance(unet, UNet2DConditionModel)
+        or not isinstance(text_encoder, CLIPTextModel)
+        or unet.config["cross_attention_dim"] != text_encoder.config.hidden_size
+        or not hasattr(pipe, "encode_prompt")
+        or not {"prompt", "negative_prompt"} <= inspect.signature(pipe.encode_prompt).parameters.keys()
+    ):
+        raise UserError(
+            f"{type(pipe).__name__}: concepts attach to pipelines of Stable Diffusion 1.x/2.x, which have one "
+            "CLIPTextModel, a UNet2DConditionModel of its width that is not compiled, and an encode_prompt method"
+        )
+
+
+def check_voice(placeholder: str, voice: Voice, truncation: int | None, pipe: Any, num_layers: int) -> None:
+    """Raise UserError unless the voice fits the pipeline, has the truncation, is done with learning, and answers to a
+    word that the pipeline does not know."""
+    check_placeholder(pipe.tokenizer, placeholder)
+    if any(module.training for module in voice.modules() if isinstance(module, Method)):
+        raise UserError(f"concept {placeholder}: in training mode its nested dropout is random; call .eval() on it")
+    with torch.no_grad():
+        words = voice.vectors(torch.tensor([0]), truncation).words
+    width = pipe.text_encoder.config.hidden_size
+    if words.shape[0] not in (1, num_layers) or words.shape[-1] != width:
+        raise UserError(
+            f"concept {placeholder}: has text width {words.shape[-1]} and {words.shape[0]} layers, but the pipeline's "
+            f"base model has {width} and {num_layers}; use the base model the concept was trained on"
+        )
+
+
+def refuse_options(options: Mapping[str, Any]) -> None:
+    """Raise UserError for options of `encode_prompt` that change the text encoder for one call only."""
+    if options.get("clip_skip") is not None:
+        raise UserError("clip_skip: a concept was learned on the text encoder's last layer; leave clip_skip out")
+    if options.get("lora_scale") not in (None, 1):
+        raise UserError(
+            f"cross_attention_kwargs scale {options['lora_scale']}: cannot be passed on to a concept's text; set the "
+            "LoRA's weight by pipe.set_adapters(name, weight)"
+        )
+
+
+def refuse_image_prompts(model: nn.Module) -> None:
+    """Raise UserError if an IP-Adapter is loaded, which needs processors of its own in the cross-attention layers."""
+    if getattr(model, "encoder_hid_proj", None) is not None:
+        raise UserError(
+            "an IP-Adapter is loaded, and a concept cannot speak beside one; call pipe.unload_ip_adapter(), or leave "
+            "the concept out of the prompt"
+        )

@@ -1,0 +1,50 @@
+"""Prompts in the shape of prompt embeddings, not encoded yet.
+
+A handle is the tokenized prompt itself, written as numbers into a tensor [B,T,D] where a pipeline expects an encoding.
+The pipeline may repeat, join, split and cast it as it does with every encoding; whoever knows the timestep reads the
+tokens back and encodes them. All channels but the first three are NaN: no encoding looks like that, and a handle that
+is taken for one by mistake gives NaN, not a wrong picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..conditioning.tokens import Tokens
+
+CHANNELS = 3  # id // 256, id % 256, and which placeholder stands there, counted from 1 (0: none)
+BASE = 256  # float16 and bfloat16 hold every integer up to it exactly
+
+
+def to_handles(tokens: Tokens, placeholders: Sequence[str], width: int) -> Tensor:
+    """Tokens [B,T] -> handles [B,T,D] in float32. placeholders: all that there are, at most 255, in a fixed order."""
+    handles = torch.full((*tokens.ids.shape, width), torch.nan)
+    handles[..., 0] = tokens.ids // BASE
+    handles[..., 1] = tokens.ids % BASE
+    handles[..., 2] = 0
+    for number, placeholder in enumerate(placeholders, start=1):
+        handles[..., 2].masked_fill_(tokens.slots[placeholder], number)
+    return handles
+
+
+def are_handles(embeddings: Tensor) -> Tensor:
+    """Which rows of embeddings [B,T,D] are handles: [B], bool."""
+    first = embeddings[:, 0]
+    return first[:, :CHANNELS].isfinite().all(dim=-1) & first[:, CHANNELS:].isnan().all(dim=-1)
+
+
+def handle_bytes(handles: Tensor) -> list[bytes]:
+    """What each handle of [B,T,D], in any floating-point type, says: equal for equal prompts, and fit to be a key."""
+    return [bytes(row.flatten().tolist()) for row in handles[..., :CHANNELS].to(torch.uint8).cpu()]
+
+
+def from_handle_bytes(told: Sequence[bytes], placeholders: Sequence[str]) -> Tokens:
+    """The tokens of handles, by their `handle_bytes`; `slots` has those of the placeholders that stand somewhere."""
+    numbers = torch.tensor([list(row) for row in told]).unflatten(1, (-1, CHANNELS))
+    slots = {name: numbers[..., 2] == number for number, name in enumerate(placeholders, start=1)}
+    return Tokens(
+        ids=numbers[..., 0] * BASE + numbers[..., 1], slots={name: mask for name, mask in slots.items() if mask.any()}
+    )

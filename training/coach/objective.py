@@ -1,0 +1,109 @@
+"""What is minimised: the denoising error, conditioned on the concept at each sample's own timestep (paper, Eq. 1).
+
+Shapes: B batch, T tokens, D text width; latents are [B, C, h, w].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from ...models.attention.layers import install_space_time_attention
+from ...models.backbone.backbone import Backbone
+from ...models.conditioning.conditioning import Tokens, condition
+from ...models.methods.base import Method
+from ...utils.errors import UserError
+
+TARGETS = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, with every random number the objective will use.
+
+    latents, noise: [B, C, h, w] float32; timesteps: [B] long; tokens: the B tokenised prompts;
+    generators: one CPU generator per sample, for the method's own randomness (nested dropout).
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    tokens: Tokens
+    generators: Sequence[torch.Generator]
+
+
+class Objective(nn.Module):
+    """Batch -> scalar loss, differentiable in the method's parameters and in nothing else.
+
+    The method is the only registered submodule, so `parameters()` is exactly what is trained, and wrapping this module
+    in DistributedDataParallel synchronises exactly that. The frozen backbone is reached through a plain object.
+
+    Installs the space-time attention processors in the backbone's U-Net. compile_backend: compile the U-Net's training
+    pass with this backend of `torch.compile`, as one graph or not at all; the U-Net itself stays as it is for sampling.
+    Errors: UserError when the backbone predicts something other than noise or velocity.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        backbone: Backbone,
+        placeholder: str,
+        compile_backend: str | Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.backbone = backbone
+        self.placeholder = placeholder
+        # The folder's own sampler may be any class (PNDM in SD 1.4); the forward process is DDPM's in all of them.
+        self.diffusion = DDPMScheduler.from_config(backbone.scheduler.config)
+        self.target = self.diffusion.config["prediction_type"]
+        if self.target not in TARGETS:
+            raise UserError(
+                f"model.pretrained_model_name_or_path={backbone.name}: its scheduler predicts {self.target!r}; "
+                f"training supports {' and '.join(TARGETS)}"
+            )
+        install_space_time_attention(backbone.unet)
+
+        def predict(noisy: Tensor, timesteps: Tensor, packed: Tensor) -> Tensor:
+            return backbone.unet(noisy, timesteps, encoder_hidden_states=packed).sample
+
+        self.predict: Callable[[Tensor, Tensor, Tensor], Tensor] = predict
+        if compile_backend is not None:
+            self.predict = torch.compile(predict, fullgraph=True, backend=compile_backend)
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Timesteps run over 0 .. this - 1."""
+        return int(self.diffusion.config["num_train_timesteps"])
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean squared error over the micro-batch, a float32 scalar.
+
+        One call of the method serves the batch. Differs from the reference: its nested dropout tosses one coin per
+        micro-batch and layer, here every sample has its own, from its own generator. The chances for a sample are the
+        same, and the trained concept does not depend on how the samples of one optimizer step are cut into
+        micro-batches and processes.
+
+        The method and the loss are float32; the frozen parts run in their own dtype. Autocast stays off so that no
+        layer's precision depends on where it is called from.
+        """
+        dtype = self.backbone.unet.conv_in.weight.dtype  # `unet.dtype` walks through all its modules: 3 ms on a CPU
+        noisy = self.diffusion.add_noise(batch.latents, batch.noise, batch.timesteps)
+        with torch.autocast(noisy.device.type, enabled=False):
+            vectors = self.method.vectors(batch.timesteps, generator=batch.generators)
+            conditioning = condition(
+                self.backbone.text_encoder, batch.tokens, {self.placeholder: vectors}, self.backbone.num_layers
+            )
+            predicted = self.predict(noisy.to(dtype), batch.timesteps, conditioning.packed().to(dtype))
+            return F.mse_loss(predicted.float(), self._target(batch).float())
+
+    def _target(self, batch: Batch) -> Tensor:
+        if self.target == "epsilon":
+            return batch.noise
+        return self.diffusion.get_velocity(batch.latents, batch.noise, batch.timesteps)

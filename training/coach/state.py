@@ -1,0 +1,132 @@
+"""A training state: a complete record of one moment of a run, from which it goes on bit for bit.
+
+There is no generator state in it. Everything random in training is a pure function of (seed, position), see
+`batches.py`; the seed and the step say it all.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...utils.errors import UserError
+from ...utils.image_files import write_atomically
+from .run_folder import RunFolder
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """step: optimizer steps done, so the data position is step * samples per step; seed: of all randomness;
+    method, optimizer, schedule, scaler: the state dicts (scaler: None unless fp16);
+    config: the run's configuration as plain nested dicts; facts: what else must be the same for the rest of the run to
+    mean the same, named by the config key that governs it (the images' hash, the number of processes).
+    """
+
+    step: int
+    seed: int
+    method: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any] | None
+    config: dict[str, Any]
+    facts: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write the state atomically. Errors: UserError on a full disk; an older file of that name survives."""
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, **{name: getattr(self, name) for name in self.__dataclass_fields__}}, buffer)
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+    @classmethod
+    def load(cls, path: Path) -> TrainingState:
+        """Read a state; nothing in the file is executed (weights_only). UserError for a damaged or foreign file."""
+        try:
+            record = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch names no common base for a truncated zip, a refused class and a foreign file
+            raise UserError(
+                f"resume: {path} is no training state of this project, or damaged; name an older one by --resume PATH"
+            ) from error
+        if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
+            raise UserError(f"resume: {path} is no training state of this version (format {FORMAT})")
+        return cls(**record)
+
+
+# Settings that do not change what a step does. `data.train_data_dir` is judged by what the images are (see `facts`).
+_FREE_GROUPS = ("log.", "eval.")
+_FREE_KEYS = {
+    "data.train_data_dir",
+    "data.dataloader_num_workers",
+    "model.mapper_checkpoint_path",
+    "optim.device",
+    "optim.compile_unet",
+    "optim.gradient_checkpointing",
+}
+_CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")  # with these, a run may be made longer
+
+
+def check_unchanged(state: TrainingState, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Raise UserError naming every setting that differs from the saved run's and would make this another run."""
+    saved = {**_flatten(state.config), **state.facts}
+    now = {**_flatten(config), **facts}
+    free = set(_FREE_KEYS)
+    if now.get("optim.lr_scheduler") in _CONSTANT_SCHEDULES:
+        free.add("optim.max_train_steps")
+    problems = [
+        f"resume: {key} was {saved.get(key)} when the run was saved and is {now.get(key)} now; "
+        "set it back, or start a new run under another log.exp_name"
+        for key in sorted(saved.keys() | now.keys())
+        if key not in free and not key.startswith(_FREE_GROUPS) and saved.get(key) != now.get(key)
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"seed": 1}} -> {"optim.seed": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
+def state_to_resume(resume: str | None, overwrite: bool, run: RunFolder) -> TrainingState | None:
+    """The state a run goes on from; None for a run that starts at its beginning.
+
+    resume: None, "latest" or the path of a state. "latest" without any state starts the run, so that the same command
+    can be repeated until the run is done, whenever it is killed.
+    Raises UserError before anything is overwritten that was not asked to be.
+    """
+    if resume is None:
+        if not run.is_empty() and not overwrite:
+            raise UserError(
+                f"the run folder {run.path} is not empty; go on with it by --resume latest, replace it by --overwrite, "
+                "or choose another log.exp_name"
+            )
+        return None
+    if resume == "latest":
+        if states := run.states():
+            return TrainingState.load(states[-1])
+        if not run.is_fresh():
+            raise UserError(
+                f"resume: {run.path} holds no training state (checkpoints/step-N.pt) but other files; replace them by "
+                "--overwrite, or choose another log.exp_name"
+            )
+        return None
+    path = Path(resume)
+    if not path.is_file():
+        known = ", ".join(str(state) for state in run.states()) or "none in this run's folder"
+        raise UserError(f"resume: there is no training state {path}; write latest or a path (there are: {known})")
+    if not run.is_empty() and path.resolve().parent != run.states_folder.resolve():
+        raise UserError(
+            f"resume: {path} belongs to another run, and this run's folder {run.path} is not empty; "
+            "choose another log.exp_name"
+        )
+    return TrainingState.load(path)

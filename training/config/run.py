@@ -1,0 +1,285 @@
+# ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
+"""Every setting of a training run: the public code's keys with its defaults and meaning, and a few of our own.
+
+Differs from the reference: `model.target_norm` is used when it is given; there it is overwritten.
+
+Frozen: what is derived from the settings (the scaled learning rate, the norm, ...) is never written back into them.
+The comment above a field is its documentation and what `--help` prints.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Optional
+
+from ...models.conditioning.prompts import SLOT, VALIDATION_PROMPTS
+from ...utils.config.parsing import Config
+from ...utils.config.values import setting
+from ...utils.devices import device_problems
+from ...utils.images import SquareMode
+from ...utils.seeds import parse_seeds
+from .options import (
+    ConceptDtype,
+    LearnableProperty,
+    LRSchedule,
+    MethodName,
+    MixedPrecision,
+    NormRule,
+    SuperCategoryRule,
+    Tracker,
+)
+
+COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method")  # rest: neti's
+
+
+@dataclass(frozen=True)
+class LogConfig(Config):
+    """What is written, where and how often."""
+
+    # Name of the run; its folder is exp_dir/exp_name
+    exp_name: str
+    # Folder that holds the runs
+    exp_dir: Path = Path("./outputs")
+    # Save the concept and the resumable state every this many optimiser steps
+    save_steps: int = setting(250, at_least=1)
+    # Folder for TensorBoard, inside the run folder unless absolute
+    logging_dir: Path = Path("logs")
+    # tensorboard, wandb, comet_ml, all or none; metrics.jsonl is written in any case
+    report_to: Tracker = Tracker.tensorboard
+    # Keep only this many resumable states, the newest ones (concepts are never deleted); unset keeps all
+    checkpoints_total_limit: Optional[int] = setting(None, at_least=1)
+    # Precision of saved concept files: fp32 (about 2.15 MiB on SD v1.4) or fp16 (half of it)
+    concept_dtype: ConceptDtype = ConceptDtype.fp32
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's own folder."""
+        return self.exp_dir / self.exp_name
+
+    @property
+    def tracker_dir(self) -> Path:
+        """Where the trackers write."""
+        return self.run_dir / self.logging_dir
+
+    def problems(self) -> list[str]:
+        return [] if self.exp_name.strip() else ["log.exp_name is empty; give the run a name"]
+
+
+@dataclass(frozen=True)
+class DataConfig(Config):
+    """The images of the concept and the words around it."""
+
+    # Folder with the concept's images, each with an optional caption name.txt that contains {}
+    train_data_dir: Path
+    # The new word for the concept, such as <toy>; must not be in the tokenizer's vocabulary
+    placeholder_token: str
+    # A word for the kind of thing the concept is; gives the starting embedding and the norm
+    super_category_token: str = "object"
+    # Threads that read images while the latents are computed; 0 reads them one after another
+    dataloader_num_workers: int = setting(8, at_least=0)
+    # object or style: which templates are trained with
+    learnable_property: LearnableProperty = LearnableProperty.object
+    # An epoch, the unit of shuffling, shows every image this many times
+    repeats: int = setting(100, at_least=1)
+    # Images are made squares of this many pixels
+    resolution: int = setting(512, at_least=8)
+    # The same as square_mode: crop
+    center_crop: bool = False
+    # How an image becomes a square: stretch, crop its centre, or pad with white
+    square_mode: SquareMode = SquareMode.stretch
+    # single: super_category_token must be one token; mean: the mean over its tokens is taken
+    super_category_rule: SuperCategoryRule = SuperCategoryRule.single
+
+    @property
+    def effective_square_mode(self) -> SquareMode:
+        """`square_mode`, with `center_crop` taken into account."""
+        return SquareMode.crop if self.center_crop else self.square_mode
+
+    def problems(self) -> list[str]:
+        lines = []
+        if not self.placeholder_token or SLOT in self.placeholder_token or len(self.placeholder_token.split()) != 1:
+            lines.append(
+                f"data.placeholder_token = {self.placeholder_token!r} must be one word, "
+                f"without spaces or {SLOT}, such as <toy>"
+            )
+        if not self.super_category_token.strip():
+            lines.append("data.super_category_token is empty; give a word such as toy, cat or painting")
+        if self.center_crop and self.square_mode is SquareMode.pad:
+            lines.append("data.center_crop = true contradicts data.square_mode = pad; leave one of them out")
+        return lines
+
+
+@dataclass(frozen=True)
+class PESigmas(Config):
+    """Bandwidths of the positional encoding, for the timestep and for the U-Net layer."""
+
+    # Larger: timesteps are told apart more finely
+    sigma_t: float = setting(0.03, above=0)
+    # Larger: layers are told apart more finely
+    sigma_l: float = setting(2.0, above=0)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Config):
+    """The frozen model and the mapper that learns the concept."""
+
+    # Hugging Face name or local diffusers folder of the model; "miniature" is the one bundled here
+    pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
+    # Order the mapper's hidden units by importance, so that a concept can be truncated
+    use_nested_dropout: bool = True
+    # Probability of a random cut per mapper call during training
+    nested_dropout_prob: float = setting(0.5, at_least=0, at_most=1)
+    # Rescale the mapper's output to the target norm
+    normalize_mapper_output: bool = True
+    # The norm to rescale to; unset: the norm of the super category's embedding
+    target_norm: Optional[float] = setting(None, above=0)
+    # Feed the mapper Fourier features of timestep and layer instead of the two plain numbers
+    use_positional_encoding: bool = True
+    # Bandwidths of the positional encoding: {sigma_t: 0.03, sigma_l: 2.0}
+    pe_sigmas: PESigmas = field(default_factory=PESigmas)
+    # Random frequencies of the positional encoding, which has a sine and a cosine of each
+    num_pe_frequencies: int = setting(1024, at_least=1)
+    # Timesteps whose encodings, at every layer, start the mapper's input layer
+    num_pe_time_anchors: int = setting(10, at_least=1)
+    # Also learn the textual bypass vector
+    output_bypass: bool = True
+    # Revision of the Hugging Face model: a branch, a tag or a commit
+    revision: Optional[str] = None
+    # Start from this concept (.safetensors, or mapper-steps-N.pt of the public code) and go on counting from its step
+    mapper_checkpoint_path: Optional[Path] = None
+    # neti, textual_inversion (one vector) or xti (one vector per cross-attention layer)
+    method: MethodName = MethodName.neti
+    # joint: the public code's rescaling; base: the paper's, of the word half alone
+    norm_rule: NormRule = NormRule.joint
+    # Length of the textual bypass, as a fraction of the norm of the state it is added to
+    bypass_alpha: float = setting(0.2, at_least=0)
+    # Hidden units of the mapper, which are also the units a concept can be truncated to
+    mapper_hidden_dim: int = setting(128, at_least=1)
+    # Let the concept depend on the timestep; false is the ablation "space only"
+    use_time: bool = True
+    # Let the concept depend on the U-Net's layer; false is the ablation "time only"
+    use_layer: bool = True
+
+    def problems(self) -> list[str]:
+        lines = []
+        if not (self.use_time or self.use_layer):
+            lines.append("model.use_time and model.use_layer are both false; write model.method: textual_inversion")
+        if self.method != MethodName.neti:
+            defaults = ModelConfig()
+            names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
+            changed = [f"model.{name}" for name in names if getattr(self, name) != getattr(defaults, name)]
+            if changed:
+                lines.append(
+                    f"model.method = {self.method} has no {', '.join(changed)}; leave out what belongs to neti, or "
+                    "write model.method: neti"
+                )
+        return lines
+
+
+@dataclass(frozen=True)
+class EvalConfig(Config):
+    """The grids of images made during training."""
+
+    # Prompts of the grid, each with {} for the concept; null makes no grids
+    validation_prompts: Optional[tuple[str, ...]] = VALIDATION_PROMPTS
+    # Images per prompt; must equal the number of validation_seeds
+    num_validation_images: int = setting(4, at_least=1)
+    # Seeds of the images, such as [42, 420] or "0-3"; null takes 0, 1, ... num_validation_images - 1
+    validation_seeds: Optional[tuple[int, ...]] = setting((42, 420, 501, 5456), at_least=0, parse=parse_seeds)
+    # Make a grid every this many optimiser steps
+    validation_steps: int = setting(100, at_least=1)
+    # Denoising steps per image
+    num_denoising_steps: int = setting(50, at_least=1, at_most=1000)
+    # Hidden units kept, one grid each; null keeps all, so [null, 16] makes a full and a truncated grid
+    validation_truncations: tuple[Optional[int], ...] = setting((None,), at_least=0)
+    # Make a grid before the first step too
+    validation_at_start: bool = False
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The validation seeds, spelled out."""
+        if self.validation_seeds is None:
+            return tuple(range(self.num_validation_images))
+        return self.validation_seeds
+
+    def problems(self) -> list[str]:
+        lines = [
+            f"eval.validation_prompts: {prompt!r} has no {SLOT}; write {SLOT} where the concept belongs"
+            for prompt in self.validation_prompts or ()
+            if SLOT not in prompt
+        ]
+        if len(self.seeds) != self.num_validation_images:
+            lines.append(
+                f"eval.num_validation_images = {self.num_validation_images}, but eval.validation_seeds lists "
+                f"{len(self.seeds)}; give as many seeds, or null for 0 to {self.num_validation_images - 1}"
+            )
+        if not self.validation_truncations:
+            lines.append("eval.validation_truncations is empty; write [null] for grids with all hidden units")
+        return lines
+
+
+@dataclass(frozen=True)
+class OptimConfig(Config):
+    """The optimisation: AdamW on the mapper alone."""
+
+    # Optimiser steps in all
+    max_train_steps: int = setting(1_000, at_least=1)
+    # Learning rate, before scale_lr
+    learning_rate: float = setting(1e-3, above=0)
+    # Multiply the learning rate by batch size, accumulation steps and processes
+    scale_lr: bool = True
+    # Images per step and process
+    train_batch_size: int = setting(2, at_least=1)
+    # Recompute activations in the backward pass: less memory, slower
+    gradient_checkpointing: bool = False
+    # Compile the U-Net (torch.compile): minutes at the start, faster steps on a GPU
+    compile_unet: bool = False
+    # Batches whose gradients are added up before an optimiser step
+    gradient_accumulation_steps: int = setting(4, at_least=1)
+    # Seed of all randomness in training; unset draws one and saves it with the run
+    seed: Optional[int] = setting(None, at_least=0, at_most=2**63 - 1)
+    # constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial
+    lr_scheduler: LRSchedule = LRSchedule.constant
+    # Optimiser steps over which the learning rate rises from 0 (not for constant)
+    lr_warmup_steps: int = setting(0, at_least=0)
+    # AdamW's beta 1
+    adam_beta1: float = setting(0.9, at_least=0, at_most=0.999999)
+    # AdamW's beta 2
+    adam_beta2: float = setting(0.999, at_least=0, at_most=0.999999)
+    # AdamW's weight decay
+    adam_weight_decay: float = setting(1e-2, at_least=0)
+    # AdamW's epsilon
+    adam_epsilon: float = setting(1e-8, above=0)
+    # no, fp16 or bf16: precision of the frozen models
+    mixed_precision: MixedPrecision = MixedPrecision.no
+    # Allow TF32 matrix products on recent NVIDIA GPUs: faster, slightly less exact
+    allow_tf32: bool = False
+    # auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N
+    device: str = "auto"
+
+    def problems(self) -> list[str]:
+        return device_problems("optim.device", self.device)
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
+    """One training run."""
+
+    log: LogConfig
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    # Go on with a run: "latest" of this run's folder, or the path of a saved state
+    resume: Optional[str] = None
+    # Empty the run folder and start again
+    overwrite: bool = False
+    # Check everything, print the plan of the run, train nothing
+    dry_run: bool = False
+
+    def problems(self) -> list[str]:
+        lines = []
+        if self.resume is not None and self.overwrite:
+            lines.append("resume and overwrite exclude each other: one goes on with the run, the other deletes it")
+        if self.resume is not None and self.model.mapper_checkpoint_path is not None:
+            lines.append("resume and model.mapper_checkpoint_path exclude each other: a resumed run has its own mapper")
+        return lines

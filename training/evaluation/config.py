@@ -1,0 +1,112 @@
+# ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
+"""Every setting of `scripts/compute_metrics.py`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from ...models.judging.resizing import Resizing
+from ...utils.config.parsing import Config
+from ...utils.config.values import setting
+from ...utils.devices import device_problems
+from .rows import PROMPT_ONLY, TRAINING_IMAGES
+from .scores import PlaceholderRule
+
+CONCEPT_COLUMNS = "name | super-category word | folder of its training images"
+RUN_COLUMNS = "method | concept | folder that scripts/inference.py wrote"
+PROMPT_ONLY_COLUMNS = "concept | folder of images generated with the word alone"
+
+
+class ConceptSource(NamedTuple):
+    """A concept: what it is called in the results, the word for its kind, and its training images."""
+
+    name: str
+    super_category: str
+    folder: Path
+
+
+class RunSource(NamedTuple):
+    """A folder of generated images: whose they are, and of which concept."""
+
+    method: str
+    concept: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class MetricsConfig(Config):
+    """One call of `scripts/compute_metrics.py`. Entries of the first three keys are columns with | between them."""
+
+    # The concepts, each "name | super-category word | folder of its training images"
+    concepts: tuple[str, ...] = ()
+    # What is measured, each "method | concept | folder that scripts/inference.py wrote"; folders of the same method
+    # and concept are taken together, all truncations in them are told apart
+    runs: tuple[str, ...] = ()
+    # Upper rail of text similarity, each "concept | folder of images generated with the super-category word alone"
+    prompt_only: tuple[str, ...] = ()
+    # Where metrics.json, metrics.csv and metrics.png go; earlier ones are replaced
+    output_dir: Path = Path("./outputs/metrics")
+    # The judge: a CLIP model by Hugging Face name or local folder; "miniature-judge" is the one bundled here
+    judge: str = "openai/clip-vit-base-patch32"
+    # Revision of the judge: a branch, a tag or a commit
+    judge_revision: Optional[str] = None
+    # Also measure image similarity with this DINO or ViT, such as facebook/dino-vits16; unset: do not
+    dino: Optional[str] = None
+    # In the text an image is compared with, the placeholder is removed or replaced by the super-category word
+    placeholder: PlaceholderRule = PlaceholderRule.removed
+    # How images are made as small as the judge's input: pil (antialiased) or tensor (bicubic, not antialiased)
+    resizing: Resizing = Resizing.pil
+    # Resamples behind each interval
+    bootstrap_samples: int = setting(1000, at_least=100, at_most=100_000)
+    # Seed of the resampling
+    bootstrap_seed: int = setting(0, at_least=0)
+    # Where features are kept for the next call, by the content of the images; null keeps none
+    cache_dir: Optional[Path] = Path("./outputs/feature_cache")
+    # Images judged together
+    batch_size: int = setting(32, at_least=1)
+    # auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N
+    device: str = "auto"
+    # Print a row per prompt too; the files hold them in any case
+    print_prompts: bool = False
+
+    @property
+    def concept_sources(self) -> list[ConceptSource]:
+        """`concepts`, column by column."""
+        return [ConceptSource(name, word, Path(folder)) for name, word, folder in map(_columns, self.concepts)]
+
+    @property
+    def run_sources(self) -> list[RunSource]:
+        """`runs`, column by column."""
+        return [RunSource(method, concept, Path(folder)) for method, concept, folder in map(_columns, self.runs)]
+
+    @property
+    def prompt_only_sources(self) -> list[RunSource]:
+        """`prompt_only`, column by column, as runs of the method "prompt only"."""
+        return [RunSource(PROMPT_ONLY, concept, Path(folder)) for concept, folder in map(_columns, self.prompt_only)]
+
+    def problems(self) -> list[str]:
+        lines = device_problems("device", self.device)
+        for key, columns in (("concepts", CONCEPT_COLUMNS), ("runs", RUN_COLUMNS)):
+            if not getattr(self, key):
+                lines.append(f'no {key} given; write {key}: ["{columns}"]')
+        shapes = (("concepts", CONCEPT_COLUMNS), ("runs", RUN_COLUMNS), ("prompt_only", PROMPT_ONLY_COLUMNS))
+        for key, columns in shapes:
+            for entry in getattr(self, key):
+                if len(_columns(entry)) != columns.count("|") + 1 or not all(_columns(entry)):
+                    lines.append(f'{key}: {entry!r} must read "{columns}"')
+        if lines:
+            return lines
+        names = [concept.name for concept in self.concept_sources]
+        lines += [f"concepts: {name!r} is there twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+        for run in [*self.run_sources, *self.prompt_only_sources]:
+            if run.concept not in names:
+                key = "prompt_only" if run.method == PROMPT_ONLY else "runs"
+                lines.append(f"{key}: {run.concept!r} ({run.folder}) is not among concepts: {', '.join(names)}")
+        for run in self.run_sources:
+            if run.method in (TRAINING_IMAGES, PROMPT_ONLY):
+                lines.append(f"runs: {run.method!r} is the name of a rail; call the method otherwise")
+        return lines
+
+
+def _columns(entry: str) -> list[str]:
+    return [column.strip() for column in entry.split("|")]

@@ -1,0 +1,85 @@
+"""What makes the report resumable: results and images on disk, under names that hash everything they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ....models.backbone.backbone import Backbone
+from ....models.concepts.concept import Concept
+from ....models.conditioning.prompts import fill
+from ....models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
+from ....utils.image_files import write_json, write_png
+
+
+def digest(inputs: object) -> str:
+    """Twelve hex digits of a JSON value."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def files_digest(path: Path) -> str:
+    """Twelve hex digits of a file, or of all files in a folder with their relative names."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(str(file.relative_to(path)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return whole.hexdigest()[:12]
+
+
+def images_digest(images: Iterable[Image.Image]) -> str:
+    """Twelve hex digits of images' pixels."""
+    whole = hashlib.sha256()
+    for image in images:
+        whole.update(repr((image.size, image.mode)).encode() + image.tobytes())
+    return whole.hexdigest()[:12]
+
+
+class Results:
+    """Raw numbers as JSON files, one per row of the report and set of inputs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, name: str, inputs: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `measure` gave for these inputs, now or in an earlier call."""
+        path = self.folder / f"{name}-{digest(dict(inputs))}.json"
+        if not path.exists():
+            print(f"measuring: {name}", flush=True)
+            write_json({"inputs": dict(inputs), "result": measure()}, path)
+        return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+
+class Painter:
+    """Images of one model by prompt, seed and concept: made once, read afterwards."""
+
+    def __init__(self, backbone: Backbone, model: str, sampling: SamplingConfig, folder: Path) -> None:
+        """model: digest of the backbone's files."""
+        self.backbone, self.model, self.sampling, self.folder = backbone, model, sampling, folder
+
+    def paint(
+        self, prompt: str, seeds: Sequence[int], concept: Concept | None = None, concept_digest: str = ""
+    ) -> list[Image.Image]:
+        """One image per seed of a plain prompt, or of one with {} that is filled with the concept."""
+        sampling = self.sampling
+        recipe = [self.model, prompt, sampling.steps, sampling.guidance_scale, sampling.scheduler, concept_digest]
+        key = digest(recipe)
+        paths = {seed: self.folder / f"{key}-{seed}.png" for seed in seeds}
+        missing = [seed for seed, path in paths.items() if not path.exists()]
+        if missing:
+            for seed, image in zip(missing, self._make(prompt, missing, concept), strict=True):
+                write_png(image, paths[seed], {"prompt": prompt, "seed": seed})
+        return [Image.open(paths[seed]).convert("RGB") for seed in seeds]
+
+    @torch.inference_mode()
+    def _make(self, prompt: str, seeds: Sequence[int], concept: Concept | None) -> list[Image.Image]:
+        text = fill(prompt, concept.placeholder) if concept else prompt
+        methods = {concept.placeholder: concept.method} if concept else {}
+        conditioning = prepare_conditioning(self.backbone, text, methods, self.sampling)
+        noise = initial_latents(self.backbone, seeds, self.sampling)
+        return decode(self.backbone, denoise(self.backbone, conditioning, noise, self.sampling))

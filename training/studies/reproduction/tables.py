@@ -1,0 +1,125 @@
+"""The page's tables, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ...evaluation.rows import Kind, Row, truncation_name
+from ...evaluation.scores import DIVERSITY, IMAGE, TEXT, Bootstrap, Estimate
+from .cells import Choice
+from .claims import BASELINES, IMAGE_ROW, NETI, Claim, against, image_difference, reading
+from .intervals import over_concepts
+from .measurements import Condition, Measurements
+from .selection import Candidate, edges
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+
+
+def _units(row: Row) -> str:
+    return "" if row.kind is Kind.rail else truncation_name(row.truncation)
+
+
+def shown(estimate: Estimate | None, digits: int = 3) -> str:
+    """`0.812 [0.790, 0.833]`; without brackets where there is no interval."""
+    if estimate is None:
+        return "-"
+    mean = f"{estimate.mean:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return mean
+    return f"{mean} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def verdicts(claims: Sequence[Claim]) -> str:
+    """The claims in short."""
+    return markdown(["", "claim", "verdict"], [(f"({c.letter})", c.says, f"**{c.verdict}**") for c in claims])
+
+
+def findings(claim: Claim) -> str:
+    """The tests of one claim."""
+    lines = [
+        (
+            finding.what,
+            "above 0" if finding.above else "below 0",
+            shown(finding.estimate, finding.digits),
+            finding.verdict,
+        )
+        for finding in claim.tests
+    ]
+    return markdown(["measured", "claimed", "mean and interval", "verdict"], lines)
+
+
+def tuning(candidates: Sequence[Candidate], chosen: Mapping[str, Choice]) -> str:
+    """A row per method and learning rate: its best number of steps; the chosen one is bold."""
+    lines: list[Sequence[object]] = []
+    for method, rate in dict.fromkeys((candidate.method, candidate.rate) for candidate in candidates):
+        own = [c for c in candidates if (c.method, c.rate) == (method, rate)]
+        good = [c for c in own if c.score is not None]
+        if not good:
+            lines.append((method, f"{rate:g}", "-", "-", "-", "diverged", ""))
+            continue
+        best = max(good, key=lambda c: (c.score, -c.step))
+        is_chosen = chosen.get(method) == Choice(best.rate, best.step)
+        edge = ", ".join(edges(candidates, method, chosen[method])) if is_chosen else ""
+        mark = "**" if is_chosen else ""
+        cells = [method, f"{rate:g}", best.step, f"{best.image:.3f}", f"{best.text:.3f}", f"{best.score:.3f}"]
+        lines.append((*(f"{mark}{cell}{mark}" for cell in cells), edge))
+    header = ["method", "learning rate", "best steps", "image similarity", "text similarity", "score", "at the edge"]
+    return markdown(header, lines)
+
+
+def methods(
+    measured: Measurements,
+    rows: Sequence[Row],
+    chosen: Mapping[str, Choice],
+    sizes: Mapping[str, tuple[int, int]],
+    bootstrap: Bootstrap,
+) -> str:
+    """A row per method at its chosen budget. sizes: method -> (trained numbers here, bytes on SD v1.4)."""
+    by_method = {row.method: row for row in rows if row.truncation is None}
+    lines = []
+    for method in measured.methods:
+        estimates, choice = by_method[method].estimates, chosen[method]
+        numbers, size = sizes[method]
+        compared = ["", "", ""]
+        if method != NETI and NETI in measured.methods:
+            image, text = against(measured, method, bootstrap)
+            compared = [shown(image), shown(text), reading(image, text)]
+        lines.append(
+            [
+                method,
+                f"{choice.rate:g}",
+                choice.step,
+                f"{numbers:,}",
+                f"{size / 1000:,.0f} KB",
+                *(shown(estimates.get(metric)) for metric in (IMAGE, TEXT, DIVERSITY)),
+                *compared,
+            ]
+        )
+    header = ["method", "rate", "steps", "numbers trained here", "file on SD v1.4", "image", "text", "diversity"]
+    return markdown([*header, "image minus neti's", "text minus neti's", "against neti"], lines)
+
+
+def steps(measured: Measurements, bootstrap: Bootstrap) -> str:
+    """A row per number of steps: NeTI's image similarity, and how far it is ahead of each baseline."""
+    compared = [baseline for baseline in BASELINES if NETI in measured.methods and measured.steps(baseline)]
+    lines = []
+    for step in measured.steps(NETI):
+        own = Condition(NETI, step)
+        image = over_concepts(measured.tables([own]), lambda means: float(means[0, IMAGE_ROW]), bootstrap)
+        ahead = [image_difference(measured, own, Condition(baseline, step), bootstrap) for baseline in compared]
+        lines.append([step, shown(image), *map(shown, ahead)])
+    return markdown(["steps", "neti", *(f"neti minus {baseline}" for baseline in compared)], lines)
+
+
+def others(rows: Sequence[Row], names: Mapping[str, str]) -> str:
+    """Rows that belong to no method's chosen budget (truncations, v_base alone, rails), by the titles in `names`."""
+    lines = [
+        (names[row.method], _units(row), *(shown(row.estimates.get(m)) for m in (IMAGE, TEXT)))
+        for row in rows
+        if row.method in names
+    ]
+    return markdown(["images", "units", "image similarity", "text similarity"], lines)
