@@ -20,7 +20,7 @@ where = Path(neti.models.__file__).parent
 assert str(where).startswith(sys.argv[1]), f"imported the sources in {where}, not the wheel"
 assert (where / "py.typed").exists()
 backbone = Backbone.from_pretrained("miniature")
-print(f"the wheel works: {backbone.num_layers} cross-attention layers, text width {backbone.text_width}")
+print(f"the wheel works: {len(backbone.frame.layers)} cross-attention layers, text width {backbone.frame.text_width}")
 """
 
 

@@ -129,7 +129,9 @@ def write_embeddings(arguments: argparse.Namespace) -> None:
     else:
         refuse_existing(output)
         save_embedding(concept, output)
-        print(f"{output}: embedding {concept.placeholder} of {concept.method.text_width} numbers; nothing is lost")
+        print(
+            f"{output}: embedding {concept.placeholder} of {concept.method.frame.text_width} numbers; nothing is lost"
+        )
 
 
 def write_approximation(arguments: argparse.Namespace, concept: Concept) -> None:
@@ -158,7 +160,7 @@ def write_approximation(arguments: argparse.Namespace, concept: Concept) -> None
     losses = measure_losses(backbone, concept, timestep, one_vector=not arguments.per_layer)
     for path, embedding in embeddings.items():
         save_embedding(embedding, path)
-        print(f"{path}: embedding {embedding.placeholder} of {embedding.method.text_width} numbers")
+        print(f"{path}: embedding {embedding.placeholder} of {embedding.method.frame.text_width} numbers")
     print(describe(losses, concept, base_model))
 
 

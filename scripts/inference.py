@@ -15,7 +15,7 @@ try:
     from tqdm import tqdm
 
     from neti.models.concepts.files import ConceptFiles, explicit_files, files_at, find_files
-    from neti.models.conditioning.prompts import read_prompts
+    from neti.models.conditioning.prompts import SLOT, read_prompts
     from neti.models.generation.config import InferenceConfig
     from neti.utils.config.parsing import parse_config
     from neti.utils.errors import UserError, exit_on_user_error
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def concept_files(config: InferenceConfig) -> dict[str, ConceptFiles]:
-    """The files of every concept by its name, those of the concept that is `{}` under ""."""
+    """The files of every concept by its name, `{}` for the one without."""
     found: dict[str, ConceptFiles] = {}
     problems: list[str] = []
     for name, place in (config.concepts or {}).items():
@@ -64,7 +64,7 @@ def concept_files(config: InferenceConfig) -> dict[str, ConceptFiles]:
             problems.append(f"concepts.{name}: {error}")
     if problems:
         raise UserError("\n".join(problems))
-    return {"": one_concept(config), **found} if config.has_one_concept else found
+    return {SLOT: one_concept(config), **found} if config.has_one_concept else found
 
 
 def one_concept(config: InferenceConfig) -> ConceptFiles:

@@ -1,58 +1,53 @@
-"""The U-Net's cross-attention layers in the order the U-Net executes them, and their space-time processors."""
+"""The U-Net's cross-attention layers, in the order the U-Net executes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from diffusers.models import UNet2DConditionModel
 
-from .processor import SpaceTimeAttnProcessor
-
 
 @dataclass(frozen=True)
-class CrossAttentionLayer:
+class Layer:
     """One cross-attention layer.
 
-    index: position in execution order, 0..L-1; this is the `l` of the paper's (t, l).
+    index: position in execution order, 0..L-1.
     name: "IN01".."IN08", "MID", "OUT03".."OUT11" on SD 1.x/2.x: the numbering of the original latent-diffusion U-Net,
-        which the P+ and NeTI papers use.
+        which the P+ and NeTI papers use. Blocks that share a place are "IN04.0", "IN04.1", ...
     path: the attention module inside the U-Net, for `unet.get_submodule(path)`.
     downsampling: the latent's side divided by this layer's side (1, 2, 4, 8 on SD 1.x).
+    width: outputs of its key and value projections (320, 640, 1280 on SD 1.x).
+    place: 0..P-1, the spot of the U-Net where its text enters: the `l` of the paper's (t, l). On SD 1.x/2.x every layer
+        is a place of its own; on SDXL the transformer blocks of one attention module share one.
     """
 
     index: int
     name: str
     path: str
     downsampling: int
+    width: int
+    place: int
+
+    @property
+    def place_name(self) -> str:
+        """The name without the number of the block."""
+        return self.name.partition(".")[0]
 
 
-def cross_attention_layers(unet: UNet2DConditionModel) -> list[CrossAttentionLayer]:
+def cross_attention_layers(unet: UNet2DConditionModel) -> tuple[Layer, ...]:
     """All L cross-attention layers in EXECUTION order: down blocks, middle, up blocks.
 
     Derived from the U-Net's own modules. `unet.attn_processors` cannot be used for this: it lists down, up, middle.
     """
-    return [CrossAttentionLayer(index, *layer) for index, layer in enumerate(_walk(unet))]
-
-
-def install_space_time_attention(unet: UNet2DConditionModel) -> Callable[[], None]:
-    """Give every cross-attention layer a processor that reads its own slice of a packed conditioning.
-
-    From then on the U-Net takes `SpaceTimeConditioning.packed()` as `encoder_hidden_states`. Self-attention is not
-    touched. Returns a function that puts the replaced processors back (the very same objects), so nested use works.
-    """
-    layers = cross_attention_layers(unet)
-    modules: list[Any] = [unet.get_submodule(layer.path) for layer in layers]
-    replaced = [module.processor for module in modules]
-    for layer, module in zip(layers, modules, strict=True):
-        module.set_processor(SpaceTimeAttnProcessor(layer.index, len(layers)))
-
-    def restore() -> None:
-        for module, processor in zip(modules, replaced, strict=True):
-            module.set_processor(processor)
-
-    return restore
+    layers: list[Layer] = []
+    places: dict[str, int] = {}
+    for name, path, downsampling in _walk(unet):
+        attention: Any = unet.get_submodule(path)
+        place = places.setdefault(path.partition(".transformer_blocks")[0], len(places))
+        layers.append(Layer(len(layers), name, path, downsampling, attention.to_k.out_features, place))
+    return tuple(layers)
 
 
 def _walk(unet: Any) -> Iterator[tuple[str, str, int]]:
@@ -82,5 +77,5 @@ def _block_layers(
         depth = len(attention.transformer_blocks)
         for k in range(depth):
             name = prefix if first is None else f"{prefix}{first + j:02d}"
-            name += f".{k}" if depth > 1 else ""  # SDXL-like U-Nets stack several transformer blocks in one place
+            name += f".{k}" if depth > 1 else ""
             yield name, f"{path}.attentions.{j}.transformer_blocks.{k}.attn2", downsampling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -15,7 +16,9 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 from ...utils.devices import pick_device
 from ...utils.errors import UserError
 from ..attention.layers import cross_attention_layers
+from .frame import Frame
 from .loading import WEIGHTS, load_parts
+from .text import TextStack, TextTower
 
 
 @dataclass
@@ -73,15 +76,15 @@ class Backbone:
     def _modules(self) -> tuple[nn.Module, ...]:
         return self.text_encoder, self.vae, self.unet
 
-    @property
-    def num_layers(self) -> int:
-        """L, the number of cross-attention layers (16 on SD 1.x/2.x)."""
-        return len(cross_attention_layers(self.unet))
+    @cached_property
+    def frame(self) -> Frame:
+        """Its layers and sizes: what a concept is made for."""
+        return Frame(cross_attention_layers(self.unet), self.text.widths, self.tokenizer.model_max_length)
 
     @property
-    def text_width(self) -> int:
-        """D, the width of the text encoder's token embeddings (768 on SD 1.x, 1024 on SD 2.x)."""
-        return self.text_encoder.config.hidden_size
+    def text(self) -> TextStack:
+        """The text encoder, in the stages that a concept needs."""
+        return TextStack((TextTower(self.tokenizer, self.text_encoder),))
 
     @property
     def latent_channels(self) -> int:

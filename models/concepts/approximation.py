@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import UserError
-from ..attention.layers import install_space_time_attention
 from ..backbone.backbone import Backbone
-from ..conditioning.conditioning import ConceptVectors, condition
+from ..backbone.denoiser import Denoiser
+from ..conditioning.conditioning import ConceptVectors, condition, join
 from ..conditioning.tokens import tokenize
 from ..generation.sampling import SamplingConfig, denoise, initial_latents, prepare_conditioning
-from ..methods import XTI, Method, TextualInversion, TextualInversionConfig, XTIConfig
+from ..methods import XTI, Method, Start, TextualInversion, WordVectorsConfig
 from ..methods.neti.positional_encoding import NUM_TIMESTEPS
 from .concept import Concept
 
@@ -30,7 +30,7 @@ NOISE_SEEDS = range(4, 8)  # of the noise added to these: other noise than they 
 SAMPLING = SamplingConfig(steps=10)
 
 
-class _Speaks(Protocol):
+class _HasVectors(Protocol):
     def vectors(self, timesteps: Tensor) -> ConceptVectors: ...
 
 
@@ -80,9 +80,9 @@ def measure_losses(backbone: Backbone, concept: Concept, timestep: int, one_vect
     concept.check_fits(backbone)
     method = concept.method
     over_layers, over_time = what_varies(concept)
-    held = XTI(XTIConfig(), num_layers=method.num_layers, text_width=method.text_width)
+    held = XTI(WordVectorsConfig(), method.frame)
     held.words.copy_(_words(concept, timestep)[:, None])
-    steps: dict[str, _Speaks] = {}
+    steps: dict[str, _HasVectors] = {}
     if method.vectors(torch.tensor([timestep])).bypass is not None:
         steps["without the textual bypass"] = _WithoutBypass(method)
     if over_time:
@@ -113,23 +113,17 @@ class _WithoutBypass:
 
 
 def _predictions(
-    backbone: Backbone, latents: Tensor, noise: Tensor, prompt: str, voices: Mapping[str, _Speaks]
+    backbone: Backbone, latents: Tensor, noise: Tensor, prompt: str, concepts: Mapping[str, _HasVectors]
 ) -> Tensor:
     """The U-Net's predictions for latents [S,C,h,w] noised to each of TIMESTEPS, [len(TIMESTEPS),S,C,h,w]."""
-    tokens = tokenize(backbone.tokenizer, [prompt], list(voices))
-    predictions = []
-    restore = install_space_time_attention(backbone.unet)
-    try:
-        for timestep in TIMESTEPS:
-            t = torch.tensor([timestep], device=latents.device)
-            vectors = {name: voice.vectors(t) for name, voice in voices.items()}
-            context = condition(backbone.text_encoder, tokens, vectors, backbone.num_layers).packed()
-            noised = backbone.scheduler.add_noise(latents, noise, t.expand(len(latents)))
-            predictions.append(
-                backbone.unet(noised, t, encoder_hidden_states=context.expand(len(latents), -1, -1)).sample
-            )
-    finally:
-        restore()
+    tokens = tokenize(backbone.tokenizer, [prompt], list(concepts))
+    denoiser, predictions = Denoiser(backbone), []
+    for timestep in TIMESTEPS:
+        t = torch.tensor([timestep], device=latents.device)
+        vectors = {name: each.vectors(t) for name, each in concepts.items()}
+        conditioning = condition(backbone.text, tokens, vectors, backbone.frame)
+        noised = backbone.scheduler.add_noise(latents, noise, t.expand(len(latents)))
+        predictions.append(denoiser(noised, t, join([conditioning] * len(latents))))
     return torch.stack(predictions)
 
 
@@ -148,7 +142,5 @@ def _words(concept: Concept, timestep: int) -> Tensor:
 
 
 def _embedding(concept: Concept, placeholder: str, vector: Tensor) -> Concept:
-    method = TextualInversion.create(
-        TextualInversionConfig(), num_layers=concept.method.num_layers, initial_embedding=vector
-    )
+    method = TextualInversion.create(WordVectorsConfig(), concept.method.frame, Start(vector))
     return Concept(method.eval(), placeholder, concept.super_category, dict(concept.metadata))

@@ -15,9 +15,21 @@ from safetensors import SafetensorError, safe_open
 from ...utils.errors import UserError
 from ...utils.image_files import write_atomically
 from ..backbone.backbone import Backbone
+from ..backbone.frame import Frame
 from ..methods import METHODS, Method
 
 FORMAT_VERSION = 1
+ABOUT = {  # what a header says about the concept itself; the rest is `metadata`
+    "format_version",
+    "method",
+    "config",
+    "num_layers",
+    "text_width",
+    "frame",
+    "placeholder",
+    "super_category",
+    "libraries",
+}
 METADATA_KEY = "neti"
 LIBRARIES = ("torch", "diffusers", "transformers")
 FLOAT32_TENSORS = ("frequencies",)  # rounded to 16 bits, w*t would be off by up to 0.04 rad
@@ -49,8 +61,10 @@ class Concept:
             "format_version": FORMAT_VERSION,
             "method": self.method.name,
             "config": asdict(self.method.config),
-            "num_layers": self.method.num_layers,
-            "text_width": self.method.text_width,
+            # read by versions that know no frame
+            "num_layers": self.method.frame.num_places,
+            "text_width": self.method.frame.text_width,
+            "frame": self.method.frame.record(),
             "placeholder": self.placeholder,
             "super_category": self.super_category,
             "libraries": {name: version(name) for name in LIBRARIES},
@@ -76,7 +90,11 @@ class Concept:
         try:
             with torch.device("meta"):  # nothing is drawn or allocated: the tensors of the file become the parameters
                 config = method_class.config_class(**header["config"])
-                method = method_class(config, num_layers=header["num_layers"], text_width=header["text_width"])
+                if "frame" in header:
+                    frame = Frame.from_record(header["frame"])
+                else:  # written by an earlier version
+                    frame = Frame.of_sizes(header["num_layers"], [header["text_width"]])
+                method = method_class(config, frame)
             tensors = safetensors.torch.load_file(path)
             method.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
             placeholder, super_category = header["placeholder"], header["super_category"]
@@ -85,17 +103,7 @@ class Concept:
             raise UserError(
                 f"{path}: the concept file is damaged or was edited ({reason}); take another copy"
             ) from error
-        about = (
-            "format_version",
-            "method",
-            "config",
-            "num_layers",
-            "text_width",
-            "placeholder",
-            "super_category",
-            "libraries",
-        )
-        metadata = {key: value for key, value in header.items() if key not in about}
+        metadata = {key: value for key, value in header.items() if key not in ABOUT}
         concept = cls(method.eval(), placeholder, super_category, metadata)
         if backbone is not None:
             concept.check_fits(backbone, source=str(path))
@@ -103,21 +111,19 @@ class Concept:
 
     def check_fits(self, backbone: Backbone, source: str | None = None) -> None:
         """Raise UserError unless the concept has the backbone's text width and number of layers."""
-        own = (self.method.text_width, self.method.num_layers)
-        wanted = (backbone.text_width, backbone.num_layers)
+        own, wanted = self.method.frame.sizes, backbone.frame.sizes
         if own != wanted:
             raise UserError(
                 f"{source or self.placeholder}: trained on {self.metadata.get('base_model', 'another base model')} "
-                f"with text width {own[0]} and {own[1]} layers, but {backbone.name} has {wanted[0]} and {wanted[1]}; "
-                "use the base model the concept was trained on"
+                f"with text width {sum(own[1])} and {own[0]} layers, but {backbone.name} has {sum(wanted[1])} and "
+                f"{wanted[0]}; use the base model the concept was trained on"
             )
 
     @staticmethod
     def read_metadata(path: str | Path) -> dict[str, Any]:
         """All that the file says about the concept, read from its header only.
 
-        Keys: format_version, method, config, num_layers, text_width, placeholder, super_category, libraries, and those
-        of `metadata`. Raises UserError as `load` does.
+        Keys: those of ABOUT and those of `metadata`. Raises UserError as `load` does.
         """
         if not Path(path).is_file():
             raise UserError(f"{path}: no such concept file")

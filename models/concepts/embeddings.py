@@ -24,7 +24,7 @@ from ...utils.errors import UserError
 from ...utils.image_files import write_atomically
 from ..backbone.backbone import Backbone
 from ..conditioning.tokens import check_placeholder
-from ..methods import TextualInversion, TextualInversionConfig
+from ..methods import Start, TextualInversion, WordVectorsConfig
 from .concept import Concept
 from .restricted_pickle import read_pickle
 
@@ -52,16 +52,14 @@ def load_embedding(path: str | Path, backbone: Backbone, placeholder: str | None
             "supported, take an embedding of one vector"
         )
     width = vectors.shape[1]
-    if width != backbone.text_width:
+    if width != backbone.frame.text_width:
         raise UserError(
-            f"{path}: has text width {width}, but the base model {backbone.name} has {backbone.text_width}; name the "
-            "base model it was trained on"
+            f"{path}: has text width {width}, but the base model {backbone.name} has {backbone.frame.text_width}; name "
+            "the base model it was trained on"
         )
     placeholder = token if placeholder is None else placeholder
     check_placeholder(backbone.tokenizer, placeholder)
-    method = TextualInversion.create(
-        TextualInversionConfig(), num_layers=backbone.num_layers, initial_embedding=vectors[0]
-    )
+    method = TextualInversion.create(WordVectorsConfig(), backbone.frame, Start(vectors[0]))
     return Concept(method.eval(), placeholder, super_category="", metadata={"base_model": backbone.name})
 
 
@@ -81,7 +79,7 @@ def save_embedding(concept: Concept, path: str | Path) -> None:
     vectors = method.words.detach().cpu().float()[0].contiguous()  # [1,D]
     base_model = str(concept.metadata.get("base_model", ""))
     if path.suffix == ".safetensors":
-        about = {"format": "pt", "base_model": base_model, "text_width": str(method.text_width)}
+        about = {"format": "pt", "base_model": base_model, "text_width": str(method.frame.text_width)}
         content = safetensors.torch.save({concept.placeholder: vectors}, metadata=about)
     elif path.suffix == ".bin":
         content = _pickled({concept.placeholder: vectors})

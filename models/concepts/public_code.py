@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import UserError
+from ..backbone.frame import Frame
 from ..methods import NeTI, NeTIConfig
 from ..methods.neti.mapper import NormRule
 from . import restricted_pickle
@@ -95,7 +96,7 @@ def convert(checkpoint: dict[str, Any], placeholder: str, embedding: Tensor) -> 
     if config.use_positional_encoding:  # w is in neither the state dict nor the config, only in the pickled encoder
         tensors["mapper.encoding.frequencies"] = encoder["w"].detach().float().clone()
     with torch.device("meta"):
-        method = NeTI(config, num_layers=num_layers, text_width=text_width)
+        method = NeTI(config, Frame.of_sizes(num_layers, [text_width]))
     method.load_state_dict(tensors, assign=True)
     data: dict[str, Any] = checkpoint["cfg"].get("data", {})
     return Concept(

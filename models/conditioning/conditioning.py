@@ -1,20 +1,21 @@
 """From prompts and concepts to what the U-Net's cross-attention layers read.
 
-Shape alphabet of the whole project: L cross-attention layers, B batch, T tokens, D text width, N = L*B rows, S seeds,
-K denoising steps.
+Shape alphabet of the whole project: L cross-attention layers, P places, B batch, T tokens, D text width, N rows,
+S seeds, K denoising steps, E image tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from ...utils.transfer import to_device
-from ..backbone.text import add_bypass, final_norm, token_embeddings, transformer_states
+from ..attention.packing import pack
+from ..backbone.frame import Frame
+from ..backbone.text import TextStack
 from .tokens import Tokens, tokenize
 
 
@@ -22,83 +23,160 @@ from .tokens import Tokens, tokenize
 class ConceptVectors:
     """What one concept puts at its placeholder.
 
-    words [L|1, B|1, D]: replaces the placeholder's token embedding. A 1 says "does not depend on the layer" (or on the
-        timestep), and the text encoder then runs once, not L (or B) times.
-    bypass, same shape, or None: direction added to the placeholder's state before the final LayerNorm.
-    bypass_alpha: length of that shift, as a fraction of the state's own norm: one number, or one per layer and timestep
-        [L|1, B|1, 1] where several concepts share a placeholder.
+    words [P|1, B|1, D], or [P|1, B|1, n, D] for a concept of n positions: replace the placeholder's token embedding. A
+        1 says "does not depend on the place" (or on the timestep), and the text encoder then runs once, not P (or B)
+        times.
+    bypass [P|1, B|1, D], or None: direction added to the placeholder's state before the final LayerNorm.
+    bypass_alpha: length of that shift, as a fraction of the state's own norm: one number, or one per place and timestep
+        [P|1, B|1, 1] where several concepts share a placeholder.
+    key_words, as `words`, or None: keys are read from a prompt that has these words at the placeholder (key locking).
+    image [1, E, D], or None: image features for the layers' projection.
     """
 
     words: Tensor
     bypass: Tensor | None = None
     bypass_alpha: float | Tensor = 0.2
+    key_words: Tensor | None = None
+    image: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class SpaceTimeConditioning:
-    """Text encodings per layer: keys [L,B,T,D] without the textual bypass, values [L,B,T,D] with it."""
+class Conditioning:
+    """Text encodings per place: keys [P,B,T,D] without the textual bypass, values [P,B,T,D] with it.
+
+    slots [B,T] long, or None: 0 where no concept stands, i where the i-th of the prompt's concepts does.
+    image [B,E,D], or None: image features. added: further inputs of the U-Net by name (SDXL's), each [B, ...].
+    """
 
     keys: Tensor
     values: Tensor
+    slots: Tensor | None = None
+    image: Tensor | None = None
+    added: Mapping[str, Tensor] = field(default_factory=dict)
 
     def packed(self) -> Tensor:
-        """ONE plain batch-first tensor [B, L*2*T, D] for the U-Net's `encoder_hidden_states`.
+        """ONE plain batch-first tensor [B,R,D] for the U-Net's `encoder_hidden_states`; see `attention.packing`."""
+        return pack(self.keys, self.values, self.slots, self.image)
 
-        Layer l, keys before values: rows (2l)*T ..(2l+1)*T hold its keys, (2l+1)*T ..(2l+2)*T its values.
-        """
-        batch_first = [part.transpose(0, 1) for part in (self.keys, self.values)]  # views: the stack is the only copy
-        return torch.stack(batch_first, dim=2).flatten(1, 3)
+    def at(self, index: int) -> Conditioning:
+        """The one at `index` of the batch, as a batch of one; a batch of one stands for every index."""
+
+        def own(part: Tensor, dim: int) -> Tensor:
+            return part if part.shape[dim] == 1 else part.narrow(dim, index, 1)
+
+        return Conditioning(
+            own(self.keys, 1),
+            own(self.values, 1),
+            None if self.slots is None else own(self.slots, 0),
+            None if self.image is None else own(self.image, 0),
+            {name: own(tensor, 0) for name, tensor in self.added.items()},
+        )
+
+
+def join(conditionings: Sequence[Conditioning]) -> Conditioning:
+    """Several as one batch: different prompts and concepts, the two branches of guidance. Without slots or image
+    features beside those with them: zeros."""
+
+    def joined(parts: Sequence[Tensor | None], batch: Sequence[int]) -> Tensor | None:
+        present = next((part for part in parts if part is not None), None)
+        if present is None:
+            return None
+        return torch.cat(
+            [
+                present.new_zeros(count, *present.shape[1:]) if part is None else part
+                for part, count in zip(parts, batch, strict=True)
+            ]
+        )
+
+    batch = [each.keys.shape[1] for each in conditionings]
+    keys = torch.cat([each.keys for each in conditionings], dim=1)
+    same = all(each.values is each.keys for each in conditionings)
+    return Conditioning(
+        keys,
+        keys if same else torch.cat([each.values for each in conditionings], dim=1),
+        joined([each.slots for each in conditionings], batch),
+        joined([each.image for each in conditionings], batch),
+        {name: torch.cat([each.added[name] for each in conditionings]) for name in conditionings[0].added},
+    )
 
 
 def condition(
-    text_encoder: CLIPTextModel,
+    text: TextStack,
     tokens: Tokens,
     vectors: Mapping[str, ConceptVectors],
-    num_layers: int,
+    frame: Frame,
     chunk_rows: int | None = None,
-) -> SpaceTimeConditioning:
-    """Encode prompts with their placeholders replaced, for all layers in one text-encoder call.
+) -> Conditioning:
+    """Encode prompts with their placeholders replaced, for all places in one text-encoder call.
 
-    tokens: ids [B|1, T]; vectors: one entry per placeholder of `tokens`. Sizes of 1 broadcast, so that one prompt meets
-    K timesteps (words [L,K,D]) without being repeated by hand. Gradients flow into `vectors` only.
-    Returns keys and values [L,B,T,D] in the text encoder's dtype; without a bypass both are the same tensor.
-    `chunk_rows` bounds the rows (of N = L*B) that run through the encoder at once.
+    tokens: ids [B|1, T]; vectors: by placeholder, for those that stand somewhere. Sizes of 1 broadcast, so that one
+    prompt meets K timesteps (words [P,K,D]) without being repeated by hand. Gradients flow into `vectors` only.
+    Returns keys and values [P,B,T,D] in the text encoder's dtype; without bypass and key lock both are the same tensor.
+    `chunk_rows` bounds the rows (of N = P*B) that run through the encoder at once.
     """
-    if vectors.keys() != tokens.slots.keys():
+    # looked up where the tokens are, on the CPU: on CUDA the host would have to wait for the answer
+    present = [name for name, slot in tokens.slots.items() if slot.any()]
+    if not set(present) <= vectors.keys() <= tokens.slots.keys():
         raise ValueError(f"vectors for {sorted(vectors)}, but the prompts were tokenized for {sorted(tokens.slots)}")
-    if any(concept.words.shape[0] not in (1, num_layers) for concept in vectors.values()):
-        raise ValueError(
-            f"words must have 1 or {num_layers} layers: { {k: v.words.shape for k, v in vectors.items()} }"
-        )
+    places = frame.num_places
+    if any(concept.words.shape[0] not in (1, places) for concept in vectors.values()):
+        raise ValueError(f"words must have 1 or {places} places: { {k: v.words.shape for k, v in vectors.items()} }")
+    named = {name: vectors[name] for name in present}
 
-    device = text_encoder.device
-    embeddings = token_embeddings(text_encoder, to_device(tokens.ids, device))[None]  # [1,B|1,T,D]
-    for placeholder, concept in vectors.items():
-        slot = to_device(tokens.slots[placeholder], device)[None, :, :, None]
-        words = concept.words[:, :, None].to(embeddings)  # [L|1,B|1,1,D]
-        embeddings = torch.where(slot, words, embeddings)  # [L|1,B,T,D]
-
-    layers, batch = embeddings.shape[:2]
-    states = transformer_states(text_encoder, embeddings.flatten(0, 1), chunk_rows).unflatten(0, (layers, batch))
-    keys = final_norm(text_encoder, states).expand(num_layers, -1, -1, -1)
-    values = keys
-    for placeholder, concept in vectors.items():
+    words = {name: concept.words for name, concept in named.items()}
+    states = _states(text, tokens, words, chunk_rows)  # [P|1,B,T,D]
+    encoding = text.finish(states).expand(places, -1, -1, -1)
+    batch = encoding.shape[1]
+    keys, values = encoding, encoding
+    if any(concept.key_words is not None for concept in named.values()):
+        locked = {name: words[name] if each.key_words is None else each.key_words for name, each in named.items()}
+        keys = text.finish(_states(text, tokens, locked, chunk_rows)).expand(places, batch, -1, -1)
+    for name, concept in named.items():
         if concept.bypass is not None:
-            values = values.clone() if values is keys else values
-            # looked up where the tokens are, on the CPU: on CUDA the host would have to wait for the answer
-            found = torch.nonzero(tokens.slots[placeholder].expand(batch, -1), as_tuple=True)
-            rows, positions = (to_device(index, device) for index in found)
-            bypass = concept.bypass.expand(-1, batch, -1)[:, rows].to(device)  # [L|1,slots,D]
+            values = values.clone() if values is encoding else values
+            found = torch.nonzero(tokens.slots[name].expand(batch, -1), as_tuple=True)
+            rows, positions = (to_device(index, text.device) for index in found)
+            bypass = concept.bypass.expand(-1, batch, -1)[:, rows].to(text.device)  # [P|1,slots,D]
             alpha = concept.bypass_alpha
             if isinstance(alpha, Tensor):
-                alpha = alpha.expand(-1, batch, -1)[:, rows].to(device)  # [L|1,slots,1]
-            shifted = add_bypass(states[:, rows, positions], bypass, alpha)
-            values[:, rows, positions] = final_norm(text_encoder, shifted)
-    return SpaceTimeConditioning(keys=keys, values=values)
+                alpha = alpha.expand(-1, batch, -1)[:, rows].to(text.device)  # [P|1,slots,1]
+            shifted = text.shift(states[:, rows, positions], bypass, alpha)
+            values[:, rows, positions] = text.finish(shifted)
+    images = [concept.image for concept in named.values() if concept.image is not None]
+    return Conditioning(
+        keys=keys,
+        values=values,
+        slots=_numbered(tokens).expand(batch, -1).to(text.device) if named else None,
+        image=images[0].to(encoding).expand(batch, -1, -1) if images else None,
+    )
 
 
-def plain_condition(
-    text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], num_layers: int
-) -> SpaceTimeConditioning:
-    """Encode prompts without any concept (unconditional, negative, rails): the same for every layer, as views."""
-    return condition(text_encoder, tokenize(tokenizer, prompts, []), {}, num_layers)
+def plain_condition(text: TextStack, prompts: Sequence[str], frame: Frame) -> Conditioning:
+    """Encode prompts without any concept (unconditional, negative): the same for every place, as views."""
+    return condition(text, tokenize(text.tokenizer, prompts, []), {}, frame)
+
+
+def _states(text: TextStack, tokens: Tokens, words: Mapping[str, Tensor], chunk_rows: int | None) -> Tensor:
+    """The towers' states [P|1,B,T,D] for the prompts with `words` at their placeholders."""
+    embeddings = text.embeddings(to_device(tokens.ids, text.device))[None]  # [1,B|1,T,D]
+    for placeholder, own in words.items():
+        slot = to_device(tokens.slots[placeholder], text.device)
+        if own.dim() == 4 and own.shape[2] > 1:  # the k-th position of a placeholder takes the k-th vector
+            order = (slot.cumsum(dim=-1) - 1).clamp(min=0) % own.shape[2]  # [B|1,T]
+            rows = max(own.shape[1], len(slot))
+            own = own.to(embeddings).expand(-1, rows, -1, -1)
+            own = own.gather(2, order.expand(rows, -1)[None, :, :, None].expand(len(own), -1, -1, own.shape[-1]))
+        else:
+            own = own.to(embeddings)
+            own = own if own.dim() == 4 else own[:, :, None]  # [P|1,B|1,1,D]
+        embeddings = torch.where(slot[None, :, :, None], own, embeddings)  # [P|1,B,T,D]
+    layers, batch = embeddings.shape[:2]
+    return text.states(embeddings.flatten(0, 1), chunk_rows).unflatten(0, (layers, batch))
+
+
+def _numbered(tokens: Tokens) -> Tensor:
+    """[B|1,T] long: which of the placeholders stands there, counted from 1."""
+    numbers = torch.zeros_like(tokens.ids)
+    for number, slot in enumerate(tokens.slots.values(), start=1):
+        numbers = numbers.masked_fill(slot, number)
+    return numbers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,43 +100,55 @@ _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM
 
 
 class Slot(NamedTuple):
-    """One place for a concept in a prompt: its text there, the concept's name ("" for `{}`), and the hidden units that
-    are kept of it (None: all that the call keeps)."""
+    """One place for a concept in a prompt.
+
+    text: as it stands there. name: of the concept, `{}` itself where it stands alone. units: hidden units that are kept
+    of it (None: all that the call keeps).
+    """
 
     text: str
     name: str
     units: int | None = None
 
 
-def slots(prompt: str) -> list[Slot]:
-    """The places `{}`, `{name}` and `{name:units}` of a prompt, in order, each once.
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, parsed once: `text` with `{}`, `{name}` or `{name:16}` where concepts go, and those slots."""
 
-    Raises UserError for other words in braces; braces without a letter are ordinary text.
-    """
-    found = []
-    for match in _BRACES.finditer(prompt):
-        name, colon, units = match[1].partition(":")
-        if match[0] == SLOT or (NAME.fullmatch(name) and (not colon or units.isdecimal())):
-            found.append(Slot(match[0], name, int(units) if colon else None))
-        elif any(letter.isalpha() for letter in match[1]):
-            raise UserError(
-                f"the prompt {prompt!r} has {match[0]}; a concept is written {{name}}, or {{name:16}} for its first 16 "
-                "hidden units"
-            )
-    return list(dict.fromkeys(found))
+    text: str
+    slots: tuple[Slot, ...]
+
+    @classmethod
+    def parse(cls, text: str, placeholder: str = "") -> Prompt:
+        """placeholder: the word that people write for the concept that is `{}`, such as `<toy>`; a word of its own.
+
+        Raises UserError for other words in braces; braces without a letter are ordinary text.
+        """
+        if placeholder:
+            text = re.sub(placeholder_pattern(placeholder), SLOT, text)
+        found = []
+        for match in _BRACES.finditer(text):
+            name, colon, units = match[1].partition(":")
+            if match[0] == SLOT or (NAME.fullmatch(name) and (not colon or units.isdecimal())):
+                found.append(Slot(match[0], name or SLOT, int(units) if colon else None))
+            elif any(letter.isalpha() for letter in match[1]):
+                raise UserError(
+                    f"the prompt {text!r} has {match[0]}; a concept is written {{name}}, or {{name:16}} for its first "
+                    "16 hidden units"
+                )
+        return cls(text, tuple(dict.fromkeys(found)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the concepts, in order, each once."""
+        return tuple(dict.fromkeys(slot.name for slot in self.slots))
 
 
-def fill(prompt: str, placeholder: str) -> str:
-    """The prompt with every `{}` replaced by the placeholder; other braces stay as they are.
-
-    A prompt that already names the placeholder may do without `{}`. Raises UserError, naming the prompt, otherwise.
-    """
-    if SLOT not in prompt and placeholder not in prompt:
-        raise UserError(
-            f"the prompt {prompt!r} has no {SLOT}, so the concept would not appear in it; "
-            f'write {SLOT} where the concept belongs, as in "A photo of a {SLOT}"'
-        )
-    return prompt.replace(SLOT, placeholder)
+def placeholder_pattern(placeholder: str) -> str:
+    """A regular expression that finds the placeholder as a word of its own: `zorg`, and not in `zorgish`."""
+    before = r"(?<!\w)" if re.match(r"\w", placeholder) else ""
+    after = r"(?!\w)" if re.search(r"\w$", placeholder) else ""
+    return before + re.escape(placeholder) + after
 
 
 def read_prompts(path: Path | str) -> list[str]:

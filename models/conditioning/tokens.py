@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...utils.errors import UserError
+from .prompts import placeholder_pattern
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +26,26 @@ class Tokens:
     slots: Mapping[str, Tensor]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], placeholders: Sequence[str]) -> Tokens:
-    """Tokenize prompts that hold the literal, case-sensitive placeholder strings ("A photo of a <toy>").
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    placeholders: Sequence[str] | Mapping[str, int],
+    *,
+    required: bool = True,
+) -> Tokens:
+    """Tokenize prompts that hold the literal, case-sensitive placeholder strings ("A photo of a {}").
 
-    Every placeholder takes one position, any number of times, several per prompt. T = `tokenizer.model_max_length`;
-    shorter prompts are padded as the tokenizer pads. A prompt that is too long is cut with a warning.
-    Raises UserError naming the prompt if it holds none of the placeholders, or would lose one to the cut.
+    placeholders: each takes one position, or as many as the mapping says, any number of times, several per prompt. One
+        that begins or ends with a letter is not found inside other words.
+    T = `tokenizer.model_max_length`; shorter prompts are padded as the tokenizer pads. A prompt that is too long is cut
+    with a warning, once. Raises UserError naming the prompt if it would lose a placeholder to the cut, or holds none
+    of them when they are `required`.
 
     Differs from the reference: the public code adds the placeholder to the tokenizer; CLIP tokenizers of today then
     also match it with other capitals.
     """
-    ids, placed = zip(*(_encode(tokenizer, prompt, placeholders) for prompt in prompts), strict=True)
+    lengths = placeholders if isinstance(placeholders, Mapping) else dict.fromkeys(placeholders, 1)
+    ids, placed = zip(*(_encode(tokenizer, prompt, lengths, required) for prompt in prompts), strict=True)
     slots = {name: torch.tensor([[slot == name for slot in row] for row in placed]) for name in placeholders}
     return Tokens(ids=torch.tensor(ids), slots=slots)
 
@@ -51,21 +62,21 @@ def check_placeholder(tokenizer: PreTrainedTokenizerBase, placeholder: str) -> N
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, placeholders: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, prompt: str, placeholders: Mapping[str, int], required: bool
 ) -> tuple[list[int], list[str | None]]:
     """One prompt -> ids [T] and, per position, the placeholder that stands there."""
     ids: list[int] = [tokenizer.bos_token_id]
     placed: list[str | None] = [None]
     for piece in _split(prompt, placeholders):
         if piece in placeholders:
-            ids.append(tokenizer.bos_token_id)  # a filler: its embedding is replaced
-            placed.append(piece)
+            ids += [tokenizer.bos_token_id] * placeholders[piece]  # a filler: its embedding is replaced
+            placed += [piece] * placeholders[piece]
         else:
             piece_ids = tokenizer(piece, add_special_tokens=False).input_ids
             ids += piece_ids
             placed += [None] * len(piece_ids)
 
-    if placeholders and not any(placed):
+    if required and placeholders and not any(placed):
         raise UserError(
             f"prompt {prompt!r}: names none of the concepts; write one of {', '.join(placeholders)} where it belongs"
         )
@@ -76,16 +87,21 @@ def _encode(
                 f"prompt {prompt!r}: {len(ids) - 1} tokens, the model reads {length - 2}, and a placeholder would be "
                 "cut off; shorten the prompt or move the placeholder to its front"
             )
-        logger.warning("prompt %r: %d tokens, the model reads %d; the rest is cut", prompt, len(ids) - 1, length - 2)
+        _warn_of_cut(prompt, len(ids) - 1, length - 2)
         ids, placed = ids[: length - 1], placed[: length - 1]
     ids.append(tokenizer.eos_token_id)
     padding = length - len(ids)
     return ids + [tokenizer.pad_token_id] * padding, placed + [None] * (1 + padding)
 
 
-def _split(prompt: str, placeholders: Sequence[str]) -> list[str]:
+@functools.lru_cache(maxsize=4096)  # the same caption comes at every step
+def _warn_of_cut(prompt: str, tokens: int, read: int) -> None:
+    logger.warning("prompt %r: %d tokens, the model reads %d; the rest is cut", prompt, tokens, read)
+
+
+def _split(prompt: str, placeholders: Iterable[str]) -> list[str]:
     """The prompt's pieces, placeholders as pieces of their own; of two that overlap the longer one is meant."""
-    if not placeholders:
-        return [prompt]
     longest_first = sorted(placeholders, key=len, reverse=True)
-    return re.split("(" + "|".join(map(re.escape, longest_first)) + ")", prompt)
+    if not longest_first:
+        return [prompt]
+    return re.split("(" + "|".join(map(placeholder_pattern, longest_first)) + ")", prompt)

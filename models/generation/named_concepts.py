@@ -1,47 +1,47 @@
-"""From a config to the voices its prompts may name: concepts, mixtures, and the columns of style mixing."""
+"""From a config to the concepts its prompts may name: learned ones, mixtures, and the columns of style mixing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...utils.errors import UserError
-from ..attention.layers import CrossAttentionLayer, cross_attention_layers
+from ..attention.layers import Layer
 from ..backbone.backbone import Backbone
 from ..concepts.concept import Concept
 from ..concepts.files import ConceptFiles
-from ..conditioning.composition import Mixture, Rule, Voice, parse_layers, style_mixture
-from ..conditioning.prompts import slots
+from ..conditioning.composition import AnyConcept, Mixture, Rule, parse_layers, place_names, style_mixture
+from ..conditioning.prompts import SLOT
 from .config import InferenceConfig
 from .recipes import content_hash
 
 
-class Voices:
-    """The voices of one run by name, that of `{}` under "". Making the object reads the concepts, but no base model.
+class NamedConcepts:
+    """The concepts of one run by name, `{}` for the one without. Making the object reads them, but no base model.
 
     base_model: the one given, else the one that all concepts were trained on. descriptions: what a recipe says about
-    each voice: the content hash of a concept, the rules of a mixture. Without files (a plain word) there are no voices.
+    each: the content hash of a concept, the rules of a mixture. Without files (a plain word) there are none.
     Raises UserError for files that cannot be loaded, no base model or several, and mixtures that do not work.
     """
 
     def __init__(self, config: InferenceConfig, files: Mapping[str, ConceptFiles]) -> None:
         self.files = files
         self.concepts = _load(files)
-        self.by_name: dict[str, Voice] = {name: concept.method for name, concept in self.concepts.items()}
+        self.by_name: dict[str, AnyConcept] = {name: concept.method for name, concept in self.concepts.items()}
         self.base_model = config.pretrained_model_name_or_path or _common_base_model(self.concepts, files)
         self.descriptions: dict[str, Any] = {name: content_hash(found.paths) for name, found in files.items()}
         self._parts = {name: [name] for name in files}
         if config.mixtures or config.style_mixing.wanted:
             self._mix(config)
 
-    def described(self, prompt: str) -> dict[str, Any] | None:
-        """Name -> what a recipe says about the voice, for every `{name}` of the prompt; None if there is none."""
-        return {slot.name: self.descriptions[slot.name] for slot in slots(prompt) if slot.name} or None
+    def described(self, names: Iterable[str]) -> dict[str, Any] | None:
+        """Name -> what a recipe says about it, for every one that has a name; None if there is none."""
+        return {name: self.descriptions[name] for name in names if name != SLOT} or None
 
-    def paths(self, prompt: str) -> list[Path]:
-        """The files behind the prompt's voices, each once."""
-        parts = [part for slot in slots(prompt) for part in self._parts[slot.name]]
+    def paths(self, names: Iterable[str]) -> list[Path]:
+        """The files behind these names, each once."""
+        parts = [part for name in names for part in self._parts[name]]
         return list(dict.fromkeys(path for part in parts for path in self.files[part].paths))
 
     def check_fit(self, backbone: Backbone) -> None:
@@ -50,10 +50,10 @@ class Voices:
             concept.check_fits(backbone, source=str(self.files[name].concept))
 
     def _mix(self, config: InferenceConfig) -> None:
-        """Add the mixtures and the columns of style mixing; what the layers are called, the U-Net's config tells."""
+        """Add the mixtures and the columns of style mixing; what the layers are called stands in the U-Net's config."""
         sketch = Backbone.from_pretrained(self.base_model, revision=config.revision, components=())
         self.check_fit(sketch)
-        layers = cross_attention_layers(sketch.unet)
+        layers = sketch.frame.layers
         mixtures: dict[str, Mixture] = {}
         problems: list[str] = []
         for name, rules in (config.mixtures or {}).items():
@@ -62,7 +62,7 @@ class Voices:
                     Rule(self.by_name[rule.concept], parse_layers(rule.layers, layers), rule.timesteps, rule.truncation)
                     for rule in rules
                 ]
-                mixtures[name] = Mixture(made, [layer.name for layer in layers])
+                mixtures[name] = Mixture(made, sketch.frame.place_names)
             except UserError as error:
                 problems.append(f"mixtures.{name}: {error}")
         style = config.style_mixing
@@ -78,16 +78,17 @@ class Voices:
             raise UserError("\n".join(problems))
         names = {method: name for name, method in self.by_name.items()}
         for name, mixture in mixtures.items():
-            self._parts[name] = [names[rule.voice] for rule in mixture.rules]
-            self.descriptions[name] = [self._rule(names[rule.voice], rule, layers) for rule in mixture.rules]
+            self._parts[name] = [names[rule.concept] for rule in mixture.rules]
+            self.descriptions[name] = [self._rule(names[rule.concept], rule, layers) for rule in mixture.rules]
         self.by_name.update(mixtures)
 
-    def _rule(self, concept: str, rule: Rule, layers: Sequence[CrossAttentionLayer]) -> dict[str, Any]:
+    def _rule(self, concept: str, rule: Rule, layers: Sequence[Layer]) -> dict[str, Any]:
         """A rule as a recipe keeps it: whatever was written, equal rules read the same."""
-        chosen = [layer.name for layer in layers if rule.layers is None or layer.index in rule.layers]
+        names = place_names(layers)
+        chosen = [name for place, name in enumerate(names) if rule.layers is None or place in rule.layers]
         return {
             "concept": self.descriptions[concept],
-            "layers": "all" if len(chosen) == len(layers) else chosen,
+            "layers": "all" if len(chosen) == len(names) else chosen,
             "timesteps": list(rule.timesteps),
             "truncation": rule.truncation,
         }
@@ -114,6 +115,6 @@ def _common_base_model(concepts: Mapping[str, Concept], files: Mapping[str, Conc
             raise UserError(f"{files[name].concept} does not name its base model: pass --pretrained_model_name_or_path")
         named.setdefault(base_model, name)
     if len(named) != 1:
-        told = ", ".join(f"{{{name}}} on {base_model}" for base_model, name in named.items())
-        raise UserError(f"concepts of several base models ({told}): pass --pretrained_model_name_or_path")
+        shown = ", ".join(f"{{{name}}} on {base_model}" for base_model, name in named.items())
+        raise UserError(f"concepts of several base models ({shown}): pass --pretrained_model_name_or_path")
     return next(iter(named))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..conditioning.prompts import SLOT
+from ..conditioning.prompts import SLOT, Prompt
 
 LIBRARIES = ("neti", "torch", "diffusers", "transformers")
+RENAMED = {"voices": "concepts"}  # what earlier versions called an entry
 
 
 @dataclass(frozen=True)
@@ -23,41 +25,51 @@ class ImageRecipe:
     """
 
     prompt: str  # as asked for, with `{}` (or `{name}`) where a concept goes
-    negative_prompt: str
-    seed: int
-    truncation: int | None  # hidden units kept (nested dropout); None = all
-    steps: int
-    guidance_scale: float
-    scheduler: str
-    base_model: str
-    base_revision: str | None
-    concept: str  # content hash of the file(s) of the concept that is `{}`: a renamed file is the same; empty: no `{}`
-    placeholder: str
-    torch_dtype: str
-    safety_checker: bool
+    negative_prompt: str = ""
+    seed: int = 0
+    truncation: int | None = None  # hidden units kept (nested dropout); None = all
+    steps: int = 50
+    guidance_scale: float = 7.5
+    scheduler: str = "dpmsolver++"
+    base_model: str = ""
+    base_revision: str | None = None
+    concept: str = ""  # content hash of the file(s) of the concept that is `{}`: a renamed file is the same
+    placeholder: str = ""  # the word that prompts may have in the place of `{}`
+    torch_dtype: str = "fp32"
+    safety_checker: bool = False
     # name -> content hash of a concept, or the rules of a mixture, for every `{name}`; None: there is none
-    voices: dict[str, Any] | None = None
+    concepts: dict[str, Any] | None = None
     word: str | None = None  # a plain word in the place of `{}` instead of a concept
 
-    @property
-    def text(self) -> str:
-        """What the model is given: `{}` also where the prompt names the placeholder itself, or the word instead."""
-        if self.word is not None:
-            return self.prompt.replace(SLOT, self.word)
-        return self.prompt.replace(self.placeholder, SLOT) if self.placeholder else self.prompt
+    @cached_property
+    def parsed(self) -> Prompt:
+        """The prompt with `{}` also where it names the placeholder itself, or with the word instead."""
+        return self._parse(self.prompt)
+
+    @cached_property
+    def parsed_negative(self) -> Prompt:
+        """The negative prompt, likewise."""
+        return self._parse(self.negative_prompt)
+
+    def _parse(self, text: str) -> Prompt:
+        return Prompt.parse(text if self.word is None else text.replace(SLOT, self.word), self.placeholder)
 
     def differences(self, recorded: object) -> str:
         """How a `recorded` recipe (a plain dict read from a file) differs, for a message; empty when it does not.
 
-        Names the first three entries, as in `steps 50 there, 30 now`.
+        An entry that the record does not have counts as its default. Names the first three entries, as in
+        `steps 50 there, 30 now`.
         """
         if not isinstance(recorded, dict):
             return "it carries no recipe"
+        defaults: dict[str, Any] = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        there = dict(defaults)
+        there.update((RENAMED.get(key, key), value) for key, value in recorded.items())
         mine = asdict(self)
         changed = [
-            f"{key} {recorded.get(key)!r} there, {mine.get(key)!r} now"
-            for key in dict.fromkeys([*mine, *recorded])
-            if recorded.get(key) != mine.get(key)
+            f"{key} {there.get(key)!r} there, {mine.get(key)!r} now"
+            for key in dict.fromkeys([*mine, *there])
+            if there.get(key) != mine.get(key)
         ]
         return "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
 

@@ -14,13 +14,13 @@ from ...utils.errors import UserError
 from ..backbone.backbone import Backbone
 from ..backbone.safety import SafetyChecker, has_safety_checker
 from ..concepts.files import ConceptFiles
-from ..conditioning.composition import voices_in
-from ..conditioning.prompts import SLOT, slots
+from ..conditioning.composition import concepts_in, require_concept
+from ..conditioning.prompts import SLOT, Prompt
 from ..conditioning.tokens import tokenize
 from .config import InferenceConfig
-from .draw import Generated, generate, sampling_config
+from .draw import Drawn, draw, named, sampling_config
 from .gallery import Gallery
-from .named_concepts import Voices
+from .named_concepts import NamedConcepts
 from .recipes import ImageRecipe, made_with
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -37,11 +37,11 @@ class InferenceRun:
     """
 
     def __init__(self, config: InferenceConfig, files: Mapping[str, ConceptFiles], prompts: Sequence[str]) -> None:
-        """files: name -> the concept's files, those of `{}` under ""; empty for a plain word."""
+        """files: name -> the concept's files, `{}` for the one without a name; empty for a plain word."""
         self.config = config
         self.device = pick_device(config.device)
-        self.voices = Voices(config, files)
-        self.base_model = self.voices.base_model
+        self.concepts = NamedConcepts(config, files)
+        self.base_model = self.concepts.base_model
         self.has_checker = has_safety_checker(self.base_model, config.revision)
         self.use_checker = self.has_checker if config.safety_checker is None else config.safety_checker
         if self.use_checker and not self.has_checker:
@@ -51,7 +51,7 @@ class InferenceRun:
 
         self.columns = {prompt: _columns(config, prompt) for prompt in prompts if _is_mixed(config, prompt)}
         written = [column for prompt in prompts for column in self.columns.get(prompt, {"": prompt}).values()]
-        iteration = files[""].iteration if "" in files else None
+        iteration = files[SLOT].iteration if SLOT in files else None
         self.gallery = Gallery(replace(config, iteration=iteration).output_dir)
         self.recipes = self._recipes(list(dict.fromkeys(written)))
         missing = self.gallery.unfinished([recipe for recipes in self.recipes.values() for recipe in recipes])
@@ -63,8 +63,8 @@ class InferenceRun:
         if self.config.word is not None:
             return f"the word {self.config.word!r}, no concept"
         return ", ".join(
-            f"concept {f'{{{name}}}' if name else self._placeholder} from {files.concept}"
-            for name, files in self.voices.files.items()
+            f"concept {self._placeholder if name == SLOT else f'{{{name}}}'} from {files.concept}"
+            for name, files in self.concepts.files.items()
         )
 
     @property
@@ -84,7 +84,7 @@ class InferenceRun:
         shown = [*self.columns, *(prompt for prompt in self.recipes if prompt not in inside)]
         return [self.gallery.folder(prompt) for prompt in shown]
 
-    def images(self, on_step: Callable[[int], object] | None = None) -> Iterator[Generated]:
+    def images(self, on_step: Callable[[int], object] | None = None) -> Iterator[Drawn]:
         """Make the missing images, write and yield each, and bring every grid up to date.
 
         on_step(n): called after every denoising step, n images having made it.
@@ -98,19 +98,19 @@ class InferenceRun:
             shown = {label: self.recipes[column] for label, column in columns.items()}
             self.gallery.write_columns("style_mixing", prompt, shown)
 
-    def _make(self, recipes: Sequence[ImageRecipe], on_step: Callable[[int], object] | None) -> Iterator[Generated]:
+    def _make(self, recipes: Sequence[ImageRecipe], on_step: Callable[[int], object] | None) -> Iterator[Drawn]:
         """Make, write and yield the images of all prompts in one go, so that prompts of few seeds fill a batch too."""
         backbone, checker = self._load()
-        for made in generate(
+        for made in draw(
             backbone,
-            self.voices.by_name,
             recipes,
+            self.concepts.by_name,
             batch_size=self.config.batch_size,
             safety_checker=checker,
             on_step=on_step,
         ):
             withheld = {"withheld_by": "safety checker"} if made.withheld else {}
-            about = made_with(self.voices.paths(made.recipe.text), str(self.device))
+            about = made_with(self.concepts.paths(_names(made.recipe)), str(self.device))
             self.gallery.add(made.image, made.recipe, {**withheld, "made_with": about})
             yield made
 
@@ -152,35 +152,49 @@ class InferenceRun:
     def _of_prompt(self, recipe: ImageRecipe) -> ImageRecipe:
         """The recipe with what its prompt names, after checking that all of it is there."""
         if recipe.word is not None:
-            named = [slot for slot in slots(recipe.prompt) if slot.name]
-            if named or SLOT not in recipe.prompt:
-                wrong = f"names {named[0].text}" if named else f"has no {SLOT}"
+            wanted = Prompt.parse(recipe.prompt).names
+            if wanted != (SLOT,):
+                others = [name for name in wanted if name != SLOT]
+                wrong = f"names {{{others[0]}}}" if others else f"has no {SLOT}"
                 raise UserError(f"the prompt {recipe.prompt!r} {wrong}; the word {recipe.word!r} stands for {SLOT}")
+            concepts_in(recipe.parsed_negative, {})
             return recipe
-        if "" in self.voices.files and (SLOT in recipe.prompt or self._placeholder in recipe.prompt):
-            recipe = replace(recipe, concept=self.voices.descriptions[""], placeholder=self._placeholder)
-        speaking = voices_in(recipe.text, self.voices.by_name)
+        if SLOT in self.concepts.files:
+            recipe = replace(recipe, placeholder=self._placeholder)
+        require_concept(recipe.parsed, self.concepts.by_name)
+        present = named(recipe, self.concepts.by_name)
         for truncation in self.config.truncations:
-            for voice in speaking.values():
-                voice.check_truncation(truncation)
-        return replace(recipe, voices=self.voices.described(recipe.text))
+            for concept in present.values():
+                concept.check_truncation(truncation)
+        if SLOT not in _names(recipe):
+            recipe = replace(recipe, placeholder="")
+        else:
+            recipe = replace(recipe, concept=self.concepts.descriptions[SLOT])
+        return replace(recipe, concepts=self.concepts.described(_names(recipe)))
 
     @property
     def _placeholder(self) -> str:
-        return self.voices.concepts[""].placeholder
+        return self.concepts.concepts[SLOT].placeholder
 
     def _load(self) -> tuple[Backbone, SafetyChecker | None]:
         """The base model, and the last checks: that the concepts fit it and the prompts are not too long for it."""
         dtype, revision = DTYPES[self.config.torch_dtype.value], self.config.revision
         backbone = Backbone.from_pretrained(self.base_model, revision=revision, dtype=dtype, device=self.device)
-        self.voices.check_fit(backbone)
+        self.concepts.check_fit(backbone)
         for recipes in self.recipes.values():
-            text = recipes[0].text
-            tokenize(backbone.tokenizer, [text], [slot.text for slot in slots(text)])
+            recipe = recipes[0]
+            positions = {text: each.positions for text, each in named(recipe, self.concepts.by_name).items()}
+            prompts = [recipe.parsed.text, recipe.parsed_negative.text]
+            tokenize(backbone.tokenizer, prompts, positions, required=False)
         checker = None
         if self.use_checker:
             checker = SafetyChecker.from_pretrained(self.base_model, revision=revision, device=self.device)
         return backbone, checker
+
+
+def _names(recipe: ImageRecipe) -> list[str]:
+    """Of the concepts in the recipe's two prompts."""
+    return list(dict.fromkeys([*recipe.parsed.names, *recipe.parsed_negative.names]))
 
 
 def _is_mixed(config: InferenceConfig, prompt: str) -> bool:

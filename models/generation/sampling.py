@@ -1,8 +1,4 @@
-"""One sampling loop, for validation, inference and every other user of pictures.
-
-A picture is fixed by prompt, concept, seed and config. The conditioning does not depend on the seed: it is computed
-once per prompt and truncation and shared by all seeds.
-"""
+"""The pieces of a picture: noise, conditioning, the denoising loop, decoding. `draw` puts them together."""
 
 from __future__ import annotations
 
@@ -17,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from ...utils.errors import UserError
-from ..attention.layers import install_space_time_attention
+from ..attention.projection import join_projections
 from ..backbone.backbone import Backbone
-from ..conditioning.composition import Voice
-from ..conditioning.conditioning import condition, plain_condition
+from ..backbone.denoiser import Denoiser
+from ..conditioning.composition import AnyConcept
+from ..conditioning.conditioning import Conditioning, condition, join
 from ..conditioning.tokens import tokenize
 from ..methods.neti.positional_encoding import NUM_TIMESTEPS
 
@@ -64,47 +61,72 @@ class SamplingConfig:
             raise UserError(f"steps {self.steps}: must lie in 1..{NUM_TIMESTEPS}")
 
 
-@dataclass(frozen=True)
 class PromptConditioning:
-    """One prompt, ready for the U-Net at every denoising step.
+    """One prompt, ready for the U-Net at every denoising step; made by `prepare_conditioning`.
 
-    conditional [K, L*2*T, D], unconditional [1, L*2*T, D] (both packed), timesteps [K] as the scheduler gives them.
+    Text is encoded for a block of steps at a time, so that memory does not depend on how many steps there are.
+    timesteps [K]: as the scheduler gives them. projection: of the layers, for the concepts that the prompt names.
     """
 
-    conditional: Tensor
-    unconditional: Tensor
-    timesteps: Tensor
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompt: str,
+        negative_prompt: str,
+        concepts: Mapping[str, AnyConcept],
+        timesteps: Tensor,
+        truncation: int | None,
+        chunk_rows: int,
+    ) -> None:
+        self.timesteps = timesteps
+        self.projection = join_projections([concept.projection() for concept in concepts.values()])
+        self._backbone, self._concepts, self._truncation, self._chunk_rows = backbone, concepts, truncation, chunk_rows
+        positions = {name: concept.positions for name, concept in concepts.items()}
+        self._texts = [
+            tokenize(backbone.tokenizer, [text], positions, required=False) for text in (prompt, negative_prompt)
+        ]
+        self._block = max(chunk_rows // backbone.frame.num_places, 1)
+        self._encoded: tuple[int, list[Conditioning]] | None = None
+
+    @torch.no_grad()
+    def at(self, step: int) -> tuple[Conditioning, Conditioning]:
+        """(with the prompt, with the negative prompt) at step 0..K-1, each a batch of one."""
+        block, place = divmod(step, self._block)
+        if self._encoded is None or self._encoded[0] != block:
+            self._encoded = block, self._encode(self.timesteps[block * self._block :][: self._block])
+        positive, negative = self._encoded[1]
+        return positive.at(place), negative.at(place)
+
+    def _encode(self, timesteps: Tensor) -> list[Conditioning]:
+        with _eval_mode(self._concepts):
+            vectors = {name: each.vectors(timesteps, self._truncation) for name, each in self._concepts.items()}
+            return [
+                condition(self._backbone.text, tokens, vectors, self._backbone.frame, self._chunk_rows)
+                for tokens in self._texts
+            ]
 
 
-@torch.no_grad()
 def prepare_conditioning(
     backbone: Backbone,
     prompt: str,
-    concepts: Mapping[str, Voice],
+    concepts: Mapping[str, AnyConcept],
     config: SamplingConfig,
     *,
     truncation: int | None = None,
     negative_prompt: str = "",
-    chunk_rows: int | None = 128,
+    chunk_rows: int = 128,
 ) -> PromptConditioning:
-    """Encode a prompt for all K steps and L layers at once.
+    """What `denoise` needs of a prompt.
 
-    concepts: placeholder, as it stands in the prompt -> method or mixture; {} samples the plain prompt. Several share
-        the one text-encoder call.
+    concepts: placeholder, as it stands in the prompt or the negative prompt -> method or mixture; {}: plain prompts.
     truncation: for every concept that a mixture does not truncate itself (None keeps all).
-    chunk_rows: of the L*K text-encoder rows, how many run at once.
-    Raises UserError for a prompt that names no concept, or a truncation a concept does not have.
+    chunk_rows: how many text-encoder rows run at once.
+    Raises UserError for a truncation that a concept does not have.
     """
-    timesteps = _scheduler(backbone, config).timesteps
-    with _eval_mode(concepts):
-        vectors = {name: voice.vectors(timesteps, truncation) for name, voice in concepts.items()}
-    tokens = tokenize(backbone.tokenizer, [prompt], list(concepts))
-    num_layers = backbone.num_layers
-    conditional = condition(backbone.text_encoder, tokens, vectors, num_layers, chunk_rows).packed()
-    plain = plain_condition(backbone.text_encoder, backbone.tokenizer, [negative_prompt], num_layers)
-    return PromptConditioning(
-        conditional=conditional.expand(len(timesteps), -1, -1), unconditional=plain.packed(), timesteps=timesteps
-    )
+    for concept in concepts.values():
+        concept.check_truncation(truncation)
+    timesteps = make_scheduler(backbone, config).timesteps
+    return PromptConditioning(backbone, prompt, negative_prompt, concepts, timesteps, truncation, chunk_rows)
 
 
 def initial_latents(backbone: Backbone, seeds: Sequence[int], config: SamplingConfig) -> Tensor:
@@ -134,37 +156,32 @@ def denoise(
 ) -> Tensor:
     """Initial noise [S,C,h,w] -> latents [S,C,h,w] in float32, whatever the U-Net's dtype.
 
-    conditioning: one for all seeds, or S of them, so that different prompts and truncations share a batch.
+    conditioning: one for all seeds, or S of them with one projection, so that different prompts and truncations share a
+        batch.
     Both branches of classifier-free guidance run in one U-Net batch; without guidance only the conditional one runs.
     config: the one `conditioning` was prepared with. on_step(k) is called after step k.
-    The U-Net has space-time attention during the call; its processors are put back afterwards.
     """
-    scheduler = _scheduler(backbone, config)
+    scheduler = make_scheduler(backbone, config)
     each = [conditioning] * len(latents) if isinstance(conditioning, PromptConditioning) else conditioning
     if len(each) != len(latents):
         raise ValueError(f"{len(each)} conditionings for {len(latents)} latents: give one for all, or one for each")
     if not all(torch.equal(scheduler.timesteps.cpu(), own.timesteps.cpu()) for own in each):
         raise ValueError("the conditioning was prepared for other timesteps: use the same SamplingConfig for both")
-    unet = backbone.unet
-    dtype = unet.conv_in.weight.dtype  # `unet.dtype` walks through all its modules, too slow for every step
-    guided = config.guidance_scale > 1
-    unconditional = [own.unconditional[0] for own in each] if guided else []
+    denoiser = Denoiser(backbone, each[0].projection)
+    guidance = config.guidance_scale
     latents = latents.float() * scheduler.init_noise_sigma
-    restore = install_space_time_attention(unet)
-    try:
-        for k, t in enumerate(scheduler.timesteps):
-            context = torch.stack([*unconditional, *(own.conditional[k] for own in each)])
-            model_input = scheduler.scale_model_input(latents, t).to(dtype)
-            model_input = torch.cat([model_input, model_input]) if guided else model_input
-            prediction = unet(model_input, t, encoder_hidden_states=context.to(model_input)).sample.float()
-            if guided:
-                without, with_prompt = prediction.chunk(2)
-                prediction = without + config.guidance_scale * (with_prompt - without)
-            latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
-            if on_step is not None:
-                on_step(k)
-    finally:
-        restore()
+    for k, t in enumerate(scheduler.timesteps):
+        branches = [own.at(k) for own in each]
+        model_input = scheduler.scale_model_input(latents, t)
+        if guidance > 1:
+            both = join([negative for _, negative in branches] + [positive for positive, _ in branches])
+            without, with_prompt = denoiser(torch.cat([model_input, model_input]), t, both).chunk(2)
+            prediction = without + guidance * (with_prompt - without)
+        else:
+            prediction = denoiser(model_input, t, join([positive for positive, _ in branches]))
+        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+        if on_step is not None:
+            on_step(k)
     return latents
 
 
@@ -187,7 +204,7 @@ def decode(backbone: Backbone, latents: Tensor) -> list[Image.Image]:
     return images
 
 
-def _scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
+def make_scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
     """A fresh scheduler (they carry state from step to step) with its timesteps set."""
     scheduler_class, changes = SCHEDULERS[config.scheduler]
     own: Any = backbone.scheduler
@@ -197,9 +214,9 @@ def _scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
 
 
 @contextmanager
-def _eval_mode(concepts: Mapping[str, Voice]) -> Iterator[None]:
+def _eval_mode(concepts: Mapping[str, AnyConcept]) -> Iterator[None]:
     """Nested dropout off while sampling, also in the middle of a training; every module gets its own mode back."""
-    training = [module for voice in concepts.values() for module in voice.modules() if module.training]
+    training = [module for each in concepts.values() for module in each.modules() if module.training]
     for module in training:
         module.training = False
     try:

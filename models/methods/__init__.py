@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from .base import Method
+from .base import Method, Start
 from .neti.method import NeTI, NeTIConfig
-from .textual_inversion import TextualInversion, TextualInversionConfig
-from .xti import XTI, XTIConfig
+from .word_vectors import XTI, TextualInversion, WordVectorsConfig
 
 METHODS: dict[str, type[Method]] = {
     "neti": NeTI,
@@ -13,13 +12,4 @@ METHODS: dict[str, type[Method]] = {
     "xti": XTI,
 }
 
-__all__ = [
-    "METHODS",
-    "XTI",
-    "Method",
-    "NeTI",
-    "NeTIConfig",
-    "TextualInversion",
-    "TextualInversionConfig",
-    "XTIConfig",
-]
+__all__ = ["METHODS", "XTI", "Method", "NeTI", "NeTIConfig", "Start", "TextualInversion", "WordVectorsConfig"]

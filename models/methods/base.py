@@ -4,58 +4,78 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ...utils.errors import UserError
-from ..conditioning.conditioning import ConceptVectors
+from ..attention.projection import KeyValueProjection
+from ..backbone.frame import Frame
+from ..conditioning.conditioning import ConceptVectors, Conditioning
+
+if TYPE_CHECKING:
+    from ..backbone.backbone import Backbone
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a new concept starts: all that `Method.create` may take from outside.
+
+    embedding [D]: token embedding of the super-category word, in float32 on the CPU. generator: CPU generator of all
+    initial values, so that a seed fixes them. word: the super-category word. backbone: for methods that read the frozen
+    model's text encoder or weights; None where there is none.
+    """
+
+    embedding: Tensor
+    generator: torch.Generator | None = None
+    word: str = ""
+    backbone: Backbone | None = None
 
 
 class Method(nn.Module, ABC):
-    """One learned concept. A new method is one file with a subclass and a config, and one line in `METHODS`.
+    """One learned concept. A new method is one file or folder with a subclass and a config, and a line in `METHODS`.
 
-    A subclass's state dict must hold everything its vectors depend on beyond `config`, `num_layers` and `text_width`:
-    those are what a concept file stores. `__init__` only builds the module; `create` draws its initial values.
+    A subclass's state dict must hold everything its vectors depend on beyond `config` and `frame`: those are what a
+    concept file stores. `__init__` only builds the module; `create` draws its initial values.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type]  # a frozen dataclass of numbers, booleans, strings and None
     truncation_width: int = 0
     """How many units `truncation` may keep; 0: the method cannot be truncated."""
+    positions: int = 1
+    """How many token positions the placeholder takes."""
 
-    def __init__(self, config: Any, *, num_layers: int, text_width: int) -> None:
+    def __init__(self, config: Any, frame: Frame) -> None:
         super().__init__()
         self.config = config
-        self.num_layers = num_layers
-        self.text_width = text_width
+        self.frame = frame
 
     @classmethod
     @abstractmethod
-    def create(
-        cls, config: Any, *, num_layers: int, initial_embedding: Tensor, generator: torch.Generator | None = None
-    ) -> Self:
-        """A new concept, ready to be trained.
-
-        num_layers: L of the U-Net. initial_embedding [D]: token embedding of the super-category word, where the concept
-        starts (or whose norm it keeps). generator: CPU generator of all initial values, so that a seed fixes them.
-        """
+    def create(cls, config: Any, frame: Frame, start: Start) -> Self:
+        """A new concept, ready to be trained."""
 
     @abstractmethod
-    def vectors(
-        self,
-        timesteps: Tensor,
-        truncation: int | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> ConceptVectors:
-        """The concept at `timesteps` [B] and all L layers, in float32, as ConceptVectors [L|1, B|1, D].
+    def vectors(self, timesteps: Tensor, truncation: int | None = None, generator: Generators = None) -> ConceptVectors:
+        """The concept at `timesteps` [B] and all P places, in float32, as ConceptVectors [P|1, B|1, D].
 
         truncation: how many units to keep, None for all; UserError outside 0..truncation_width.
         generator: randomness of train mode (nested dropout); eval mode is deterministic. One per timestep makes what a
             timestep draws independent of the others; they must be on the CPU.
         """
+
+    def projection(self) -> KeyValueProjection | None:
+        """How cross-attention layers project a text that names this concept; None: as they always do."""
+        return None
+
+    def observe(self, conditioning: Conditioning) -> None:
+        """Told the conditioning of every micro-batch in train mode, before the U-Net; there this concept has slot 1."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained: optimiser parameter groups, each with `lr_scale`, a factor on the base learning rate."""

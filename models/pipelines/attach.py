@@ -1,17 +1,19 @@
 """A concept inside a stock Stable Diffusion pipeline of diffusers, with another encoding at every timestep and layer.
 
-    pipe.encode_prompt: prompts that name a concept become handles (`prompt_handles`), all others encodings as ever
+    pipe.encode_prompt: prompts that name a concept become handles (`handles`), all others encodings as ever
     the pipeline:       repeats them, joins them with the negative prompt, batches them, and starts denoising
     U-Net, ControlNet:  before each forward pass the handles are encoded for its timestep, and every cross-attention
-                        layer reads its own slice; after it the layers are the pipeline's own again
+                        layer reads its own place of a packed conditioning; an ordinary encoding it reads as ever
 
-Only `encode_prompt` and the models' forward hooks are touched, so it does not matter what else a pipeline does.
+Only `encode_prompt`, the models' forward hooks and the cross-attention processors are touched, so it does not matter
+what else a pipeline does.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -19,24 +21,30 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from ...utils.errors import UserError
-from ..attention.layers import cross_attention_layers
-from ..attention.processor import SpaceTimeAttnProcessor
+from ..attention.layers import Layer, cross_attention_layers
+from ..attention.packing import packed_rows
+from ..attention.processor import PlacedAttnProcessor
+from ..attention.projection import join_projections
+from ..backbone.frame import Frame
+from ..backbone.text import TextStack, TextTower
 from ..concepts.concept import Concept
-from ..conditioning.composition import Voice
-from ..conditioning.conditioning import condition
+from ..conditioning.composition import AnyConcept
+from ..conditioning.conditioning import Conditioning, condition
+from ..conditioning.prompts import placeholder_pattern
 from ..conditioning.tokens import tokenize
-from .checks import check_pipeline, check_voice, refuse_image_prompts, refuse_options
+from .checks import check_concept, check_pipeline, refuse_image_prompts, refuse_options
 from .handles import are_handles, from_handle_bytes, handle_bytes, to_handles
 
 CHUNK_ROWS = 128  # text-encoder rows (of L per prompt) that run at once
-_SPEAKING: WeakSet[nn.Module] = WeakSet()  # U-Nets and ControlNets that have concepts attached
+_ATTACHED: WeakSet[nn.Module] = WeakSet()  # U-Nets and ControlNets that have concepts
 PROMPTS = {"prompt": "prompt_embeds", "negative_prompt": "negative_prompt_embeds"}  # what encode_prompt takes and gives
 
 
-def attach(pipe: Any, concepts: Mapping[str, Concept | Voice], *, truncation: int | None = None) -> Attached:
+def attach(pipe: Any, concepts: Mapping[str, Concept | AnyConcept], *, truncation: int | None = None) -> Attached:
     """Let a diffusers pipeline's prompts name concepts: `attach(pipe, {"<mug>": concept})`, then `pipe("a <mug>")`.
 
     pipe: a pipeline of Stable Diffusion 1.x/2.x: text-to-image, image-to-image, inpainting, ControlNet, and any other
@@ -53,11 +61,11 @@ def attach(pipe: Any, concepts: Mapping[str, Concept | Voice], *, truncation: in
 class Attached:
     """Concepts that speak through a pipeline, until `detach`; made by `attach`."""
 
-    def __init__(self, pipe: Any, concepts: Mapping[str, Concept | Voice], truncation: int | None) -> None:
+    def __init__(self, pipe: Any, concepts: Mapping[str, Concept | AnyConcept], truncation: int | None) -> None:
         controlnet = getattr(pipe, "controlnet", None)
         controlnets = getattr(controlnet, "nets", [controlnet] if controlnet is not None else [])
         self._models = list(dict.fromkeys([getattr(pipe, "unet", None), *controlnets]))
-        if "encode_prompt" in vars(pipe) or any(model in _SPEAKING for model in self._models):
+        if "encode_prompt" in vars(pipe) or any(model in _ATTACHED for model in self._models):
             raise UserError(
                 f"{type(pipe).__name__}: concepts are attached already, to it or to a pipeline that shares its models; "
                 "detach those first, or give all concepts to one attach"
@@ -65,38 +73,41 @@ class Attached:
         check_pipeline(pipe)
         self.pipe = pipe
         self.truncation = truncation
-        self.voices: dict[str, Voice] = {}
+        self.concepts: dict[str, AnyConcept] = {}
         layers = cross_attention_layers(pipe.unet)
-        self._num_layers = len(layers)
+        self._text = TextStack((TextTower(pipe.tokenizer, pipe.text_encoder),))
+        self._frame = Frame(layers, self._text.widths, pipe.tokenizer.model_max_length)
         for placeholder, concept in concepts.items():
-            voice = concept.method if isinstance(concept, Concept) else concept
-            check_voice(placeholder, voice, truncation, pipe, len(layers))
-            self.voices[placeholder] = voice
+            method = concept.method if isinstance(concept, Concept) else concept
+            check_concept(placeholder, method, truncation, pipe, self._frame)
+            self.concepts[placeholder] = method
+        self._projection = join_projections([each.projection() for each in self.concepts.values()])
 
-        paths = [layer.path for layer in layers]
-        attentions = [_attentions(model, paths) for model in self._models]  # the last check; from here on things change
-        self._encoded: dict[tuple[bytes, float], Tensor] = {}  # (prompt, timestep) -> packed [L*2*T, D]
-        self._restore: list[Callable[[], None]] = []
+        attentions = [_attentions(model, layers) for model in self._models]  # the last check; then things change
+        self._encoded: dict[tuple[bytes, float], Tensor] = {}  # (prompt, timestep) -> packed [R,D]
+        self._replaced: list[tuple[Any, Any]] = []  # attention module, its own processor
+        for layer, attention in (pair for own in attentions for pair in own):
+            self._replaced.append((attention, attention.processor))
+            attention.set_processor(PlacedAttnProcessor(layer, self._frame, self._projection, attention.processor))
         self._stock_encode_prompt = pipe.encode_prompt
         pipe.encode_prompt = self._encode_prompt
-        _SPEAKING.update(self._models)
+        _ATTACHED.update(self._models)
         self._hooks = [
-            hook
+            model.register_forward_pre_hook(partial(self._before_forward, own), with_kwargs=True)
             for model, own in zip(self._models, attentions, strict=True)
-            for hook in (
-                model.register_forward_pre_hook(partial(self._before_forward, own), with_kwargs=True),
-                model.register_forward_hook(self._after_forward, always_call=True),
-            )
         ]
 
     def detach(self) -> None:
         """Give the pipeline back as it was, bit by bit. Detaching again does nothing."""
         for hook in self._hooks:
             hook.remove()
-        _SPEAKING.difference_update(self._models)
+        for attention, processor in self._replaced:
+            if isinstance(attention.processor, PlacedAttnProcessor):  # not where somebody has set another one since
+                attention.set_processor(processor)
+        _ATTACHED.difference_update(self._models)
         if vars(self.pipe).get("encode_prompt") == self._encode_prompt:
             del self.pipe.encode_prompt  # the class's own shows again
-        self._encoded = {}
+        self._hooks, self._replaced, self._encoded = [], [], {}
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +138,7 @@ class Attached:
         return tuple(results)
 
     def _names_concept(self, prompt: str) -> bool:
-        return any(placeholder in prompt for placeholder in self.voices)
+        return any(re.search(placeholder_pattern(placeholder), prompt) for placeholder in self.concepts)
 
     def _with_handles(self, embeddings: Tensor, prompts: list[str]) -> Tensor:
         """embeddings [rows,T,D], so many rows per prompt, with handles in the rows of those that name a concept."""
@@ -138,79 +149,77 @@ class Attached:
                 tokens = tokenize(
                     self.pipe.tokenizer,
                     [self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)],
-                    list(self.voices),
+                    {name: concept.positions for name, concept in self.concepts.items()},
                 )
-                rows.copy_(to_handles(tokens, list(self.voices), rows.shape[-1]))
+                rows.copy_(to_handles(tokens, list(self.concepts), rows.shape[-1]))
         return embeddings
 
     def _before_forward(
-        self, attentions: Mapping[int, Any], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, own: list[tuple[Layer, Any]], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Encode the handles among `encoder_hidden_states` for this forward pass, and let the layers read them."""
+        """Encode the handles among `encoder_hidden_states` for this forward pass."""
         call = inspect.signature(type(model).forward).bind(model, *args, **kwargs)
         embeddings = call.arguments["encoder_hidden_states"]
-        spoken = are_handles(embeddings)
-        if not spoken.any():
+        present = are_handles(embeddings)
+        if not present.any():
             return None
         refuse_image_prompts(model)
-        call.arguments["encoder_hidden_states"] = self._packed(embeddings, spoken, call.arguments["timestep"])
-        self._restore.append(_install(attentions, self._num_layers))
+        if not all(isinstance(attention.processor, PlacedAttnProcessor) for _, attention in own):
+            raise UserError(
+                f"{type(model).__name__}: its attention processors were replaced after attach; set them first, then "
+                "attach"
+            )
+        call.arguments["encoder_hidden_states"] = self._packed(embeddings, present, call.arguments["timestep"])
         return call.args[1:], call.kwargs
 
-    def _after_forward(self, *_: Any) -> None:
-        while self._restore:
-            self._restore.pop()()
-
     @torch.no_grad()
-    def _packed(self, embeddings: Tensor, spoken: Tensor, timestep: Tensor | float) -> Tensor:
-        """Embeddings [rows,T,D], those in `spoken` handles, at timestep(s) [] or [rows] -> packed [rows, L*2*T, D]."""
+    def _packed(self, embeddings: Tensor, present: Tensor, timestep: Tensor | float) -> Tensor:
+        """Embeddings [rows,T,D], those in `present` handles, at timestep(s) [] or [rows] -> packed [rows,R,D]."""
         times: list[float] = torch.as_tensor(timestep).flatten().expand(len(embeddings)).tolist()
-        rows = spoken.nonzero().flatten().tolist()
-        keys = [(told, times[row]) for told, row in zip(handle_bytes(embeddings[spoken]), rows, strict=True)]
+        rows = present.nonzero().flatten().tolist()
+        keys = [(prompt, times[row]) for prompt, row in zip(handle_bytes(embeddings[present]), rows, strict=True)]
         # what this forward pass needs is kept: for the U-Net after a ControlNet, for samplers that stay at a timestep
         kept = {key: self._encoded[key] for key in keys if key in self._encoded}
         if missing := [key for key in dict.fromkeys(keys) if key not in kept]:
             kept |= zip(missing, self._encode(missing), strict=True)
         self._encoded = kept
-        packed = embeddings.repeat(1, 2 * self._num_layers, 1)  # an encoding says the same to every layer
+        everywhere = embeddings.expand(self._frame.num_places, -1, -1, -1)  # an encoding is the same for every place
+        packed = self._repack(Conditioning(everywhere, everywhere))
         for row, key in zip(rows, keys, strict=True):
             packed[row] = kept[key].to(packed)
         return packed
 
     def _encode(self, wanted: list[tuple[bytes, float]]) -> Tensor:
-        """Prompts at timesteps, in one text-encoder call: [len(wanted), L*2*T, D]."""
-        tokens = from_handle_bytes([told for told, _ in wanted], list(self.voices))
+        """Prompts at timesteps, in one text-encoder call: [len(wanted),R,D]."""
+        tokens = from_handle_bytes([prompt for prompt, _ in wanted], list(self.concepts))
         timesteps = torch.tensor([t for _, t in wanted])
-        vectors = {name: self.voices[name].vectors(timesteps, self.truncation) for name in tokens.slots}
+        vectors = {
+            name: self.concepts[name].vectors(timesteps, self.truncation)
+            for name, slot in tokens.slots.items()
+            if slot.any()
+        }
         text_encoder = self.pipe.text_encoder
         if text_encoder.device.type == "meta":
             raise UserError("sequential CPU offloading is not supported with concepts; use enable_model_cpu_offload()")
         if (offloading := getattr(text_encoder, "_hf_hook", None)) is not None:
             offloading.pre_forward(text_encoder)  # only its parts are called below, which would not fetch it
-        return condition(text_encoder, tokens, vectors, self._num_layers, CHUNK_ROWS).packed()
+        return self._repack(condition(self._text, tokens, vectors, self._frame, CHUNK_ROWS))
+
+    def _repack(self, conditioning: Conditioning) -> Tensor:
+        """Packed, with as many rows of image features as the projection wants, zeros where there are none."""
+        packed = conditioning.packed()
+        missing = packed_rows(self._frame, self._projection.image_tokens) - packed.shape[1]
+        return F.pad(packed, (0, 0, 0, missing))
 
 
-def _install(attentions: Mapping[int, Any], num_layers: int) -> Callable[[], None]:
-    """Give attention modules, by their layer's index, space-time processors; returns what puts the old ones back."""
-    replaced = {index: attention.processor for index, attention in attentions.items()}
-    for index, attention in attentions.items():
-        attention.set_processor(SpaceTimeAttnProcessor(index, num_layers))
-
-    def restore() -> None:
-        for index, attention in attentions.items():
-            attention.set_processor(replaced[index])
-
-    return restore
-
-
-def _attentions(model: nn.Module, paths: list[str]) -> dict[int, Any]:
-    """Cross-attention modules of a U-Net, or of a ControlNet, by the index of the U-Net's layer at the same place.
+def _attentions(model: nn.Module, layers: Sequence[Layer]) -> list[tuple[Layer, Any]]:
+    """Cross-attention modules of a U-Net, or of a ControlNet, with the U-Net's layer at the same place.
 
     A ControlNet copies the U-Net's first half, down and middle, and so hears what the U-Net's own layers hear there.
     """
     own = dict(model.named_modules())
-    attentions = {index: own[path] for index, path in enumerate(paths) if path in own}
-    second_half = [path for path in paths if path not in own]
+    attentions = [(layer, own[layer.path]) for layer in layers if layer.path in own]
+    second_half = [layer.path for layer in layers if layer.path not in own]
     if len(attentions) != sum(path.endswith(".attn2") for path in own) or not all(
         path.startswith("up_blocks") for path in second_half
     ):

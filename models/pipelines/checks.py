@@ -1,4 +1,4 @@
-"""What a pipeline, a concept and the options of a call must be for concepts to speak through a pipeline."""
+"""What a pipeline, a concept and the options of a call must be for concepts to be used in a pipeline."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.models import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
 from ...utils.errors import UserError
-from ..conditioning.composition import Voice
+from ..backbone.frame import Frame
+from ..conditioning.composition import AnyConcept
 from ..conditioning.tokens import check_placeholder
 from ..methods import Method
 
@@ -35,19 +35,18 @@ def check_pipeline(pipe: Any) -> None:
         )
 
 
-def check_voice(placeholder: str, voice: Voice, truncation: int | None, pipe: Any, num_layers: int) -> None:
-    """Raise UserError unless the voice fits the pipeline, has the truncation, is done with learning, and answers to a
+def check_concept(placeholder: str, concept: AnyConcept, truncation: int | None, pipe: Any, frame: Frame) -> None:
+    """Raise UserError unless the concept fits the pipeline, has the truncation, is done with learning, and answers to a
     word that the pipeline does not know."""
     check_placeholder(pipe.tokenizer, placeholder)
-    if any(module.training for module in voice.modules() if isinstance(module, Method)):
+    if any(module.training for module in concept.modules() if isinstance(module, Method)):
         raise UserError(f"concept {placeholder}: in training mode its nested dropout is random; call .eval() on it")
-    with torch.no_grad():
-        words = voice.vectors(torch.tensor([0]), truncation).words
-    width = pipe.text_encoder.config.hidden_size
-    if words.shape[0] not in (1, num_layers) or words.shape[-1] != width:
+    concept.check_truncation(truncation)
+    if concept.frame.sizes != frame.sizes:
         raise UserError(
-            f"concept {placeholder}: has text width {words.shape[-1]} and {words.shape[0]} layers, but the pipeline's "
-            f"base model has {width} and {num_layers}; use the base model the concept was trained on"
+            f"concept {placeholder}: has text width {concept.frame.text_width} and {concept.frame.num_places} layers, "
+            f"but the pipeline's base model has {frame.text_width} and {frame.num_places}; use the base model the "
+            "concept was trained on"
         )
 
 
@@ -66,6 +65,6 @@ def refuse_image_prompts(model: nn.Module) -> None:
     """Raise UserError if an IP-Adapter is loaded, which needs processors of its own in the cross-attention layers."""
     if getattr(model, "encoder_hid_proj", None) is not None:
         raise UserError(
-            "an IP-Adapter is loaded, and a concept cannot speak beside one; call pipe.unload_ip_adapter(), or leave "
+            "an IP-Adapter is loaded, and a concept cannot be used beside one; call pipe.unload_ip_adapter(), or leave "
             "the concept out of the prompt"
         )

@@ -37,14 +37,12 @@ def are_handles(embeddings: Tensor) -> Tensor:
 
 
 def handle_bytes(handles: Tensor) -> list[bytes]:
-    """What each handle of [B,T,D], in any floating-point type, says: equal for equal prompts, and fit to be a key."""
+    """Each handle of [B,T,D], in any floating-point type, as bytes: equal for equal prompts, and fit to be a key."""
     return [bytes(row.flatten().tolist()) for row in handles[..., :CHANNELS].to(torch.uint8).cpu()]
 
 
-def from_handle_bytes(told: Sequence[bytes], placeholders: Sequence[str]) -> Tokens:
-    """The tokens of handles, by their `handle_bytes`; `slots` has those of the placeholders that stand somewhere."""
-    numbers = torch.tensor([list(row) for row in told]).unflatten(1, (-1, CHANNELS))
+def from_handle_bytes(prompts: Sequence[bytes], placeholders: Sequence[str]) -> Tokens:
+    """The tokens of handles, by their `handle_bytes`."""
+    numbers = torch.tensor([list(row) for row in prompts]).unflatten(1, (-1, CHANNELS))
     slots = {name: numbers[..., 2] == number for number, name in enumerate(placeholders, start=1)}
-    return Tokens(
-        ids=numbers[..., 0] * BASE + numbers[..., 1], slots={name: mask for name, mask in slots.items() if mask.any()}
-    )
+    return Tokens(ids=numbers[..., 0] * BASE + numbers[..., 1], slots=slots)

@@ -20,7 +20,7 @@ CONFIG = BenchmarkConfig(device="cpu", repeats=1, train_config=ROOT / "input_con
 
 
 def test_the_script_writes_numbers_and_page(tmp_path: Path) -> None:
-    options = ["--name", "tiny", "--sections", "[sampling, training, variants]", "--resolution", "32", "--repeats", "1"]
+    options = ["--name", "tiny", "--sections", "[sampling, training]", "--resolution", "32", "--repeats", "1"]
     options += ["--batch", "2", "--accumulation", "2", "--seeds", "1", "--sampling_steps", "2", "--device", "cpu"]
     options += ["--conditioning_steps", "2", "--single_calls", "2", "--train_config", str(CONFIG.train_config)]
     options += ["--work_dir", str(tmp_path / "work"), "--docs_dir", str(tmp_path)]

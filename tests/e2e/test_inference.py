@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from frames import created
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -54,11 +55,8 @@ Run = Callable[..., Result]
 def concept_path(tmp_path_factory: pytest.TempPathFactory, tiny_backbone_folder: Path) -> Path:
     """A random concept of the tiny model, as a training run would leave it at step 30."""
     backbone = Backbone.from_pretrained(str(tiny_backbone_folder), components=("text_encoder",))
-    method = NeTI.create(
-        NeTIConfig(),
-        num_layers=backbone.num_layers,
-        initial_embedding=backbone.word_embedding("toy"),
-        generator=torch.Generator().manual_seed(0),
+    method = created(
+        NeTI, NeTIConfig(), backbone.frame.num_places, backbone.word_embedding("toy"), torch.Generator().manual_seed(0)
     )
     path = tmp_path_factory.mktemp("run") / "concept-steps-30.safetensors"
     Concept(method.eval(), "<toy>", "toy", {"base_model": str(tiny_backbone_folder)}).save(path)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from frames import created
 from PIL import Image
 
 from neti.models.attention.layers import cross_attention_layers
@@ -47,9 +48,9 @@ Run = Callable[..., Result]
 def learned(backbone: Backbone, kind: str, seed: int) -> Method:
     method_class = METHODS[kind]
     generator = torch.Generator().manual_seed(seed)
-    embedding = torch.randn(backbone.text_width, generator=generator)
+    embedding = torch.randn(backbone.frame.text_width, generator=generator)
     config = method_class.config_class()
-    return method_class.create(config, num_layers=16, initial_embedding=embedding, generator=generator).eval()
+    return created(method_class, config, 16, embedding, generator).eval()
 
 
 @pytest.fixture(scope="module")

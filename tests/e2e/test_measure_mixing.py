@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from frames import created
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
@@ -38,11 +39,12 @@ def argv(tmp_path: Path, tiny_backbone_folder: Path) -> list[str]:
     """One pair of concepts that were never trained, two seeds, two steps; the judge is the miniature's."""
     backbone = Backbone.from_pretrained(str(tiny_backbone_folder), components=())
     for seed, (name, word) in enumerate({"tiger": "cat", "taxi": "car"}.items()):
-        method = NeTI.create(
+        method = created(
+            NeTI,
             NeTIConfig(),
-            num_layers=backbone.num_layers,
-            initial_embedding=torch.ones(backbone.text_width),
-            generator=torch.Generator().manual_seed(seed),
+            backbone.frame.num_places,
+            torch.ones(backbone.frame.text_width),
+            torch.Generator().manual_seed(seed),
         )
         Concept(method.eval(), "<concept>", word, {"step": 0}).save(tmp_path / "concepts" / f"{name}.safetensors")
     for page in ("style_mixing.md", "several_concepts.md"):

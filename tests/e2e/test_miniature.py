@@ -54,7 +54,7 @@ def test_it_is_small_enough_to_bundle():
 
 def test_it_has_the_sixteen_layers_of_stable_diffusion():
     backbone = Backbone.from_pretrained("miniature", components=())
-    assert backbone.num_layers == 16
+    assert backbone.frame.num_places == 16
     assert backbone.scheduler.config["beta_schedule"] == "scaled_linear"
     assert backbone.image_size == 64
 

@@ -22,6 +22,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
 )
+from frames import created
 from PIL import Image
 from torch import Tensor, nn
 
@@ -29,10 +30,10 @@ from neti.models.attention.layers import cross_attention_layers
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.loading import model_folder
 from neti.models.concepts.concept import Concept
-from neti.models.conditioning.conditioning import SpaceTimeConditioning, condition
+from neti.models.conditioning.conditioning import Conditioning, condition
 from neti.models.conditioning.tokens import tokenize
 from neti.models.generation.sampling import SamplingConfig, denoise, initial_latents, prepare_conditioning
-from neti.models.methods import XTI, NeTI, NeTIConfig, TextualInversion, TextualInversionConfig, XTIConfig
+from neti.models.methods import XTI, NeTI, NeTIConfig, TextualInversion, WordVectorsConfig
 from neti.models.pipelines.attach import attach
 
 pytestmark = pytest.mark.e2e
@@ -45,7 +46,7 @@ def make_neti(seed: int) -> NeTI:
     """A concept fresh from its initialisation: far from every word, and different at every layer and timestep."""
     generator = torch.Generator().manual_seed(seed)
     embedding = torch.randn(128, generator=generator) * 0.4
-    return NeTI.create(NeTIConfig(), num_layers=16, initial_embedding=embedding, generator=generator).eval()
+    return created(NeTI, NeTIConfig(), 16, embedding, generator).eval()
 
 
 def make_controlnet(unet: Any, seed: int) -> ControlNetModel:
@@ -119,13 +120,13 @@ def spoken_by_hand(pipe: Any, concept: NeTI, prompt: str) -> Iterator[None]:
     """The stock pipeline, called with any prompt, where every key and value projection of the U-Net and the ControlNets
     is given `prompt`'s encoding for its layer and timestep by a hook: what an attached concept must equal."""
     tokens = tokenize(pipe.tokenizer, [prompt], ["<toy>"])
-    now: dict[str, SpaceTimeConditioning] = {}
+    now: dict[str, Conditioning] = {}
     hooks = []
 
     def before_model(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         vectors = concept.vectors(timestep.reshape(1))
-        now["spoken"] = condition(pipe.text_encoder, tokens, {"<toy>": vectors}, 16)
+        now["spoken"] = condition(pipe.text, tokens, {"<toy>": vectors}, 16)
 
     def before_projection(which: str, layer: int) -> Callable[..., Any]:
         def feed(_: nn.Module, args: Any) -> tuple[Tensor]:
@@ -277,7 +278,7 @@ def test_half_precision_draws_the_same_picture(text2img: Any, concept: NeTI, dty
 
 def test_methods_without_time_or_bypass_speak_too(text2img: Any) -> None:
     backbone, config = Backbone.from_pretrained("miniature"), SamplingConfig(steps=3)
-    method = XTI.create(XTIConfig(), num_layers=16, initial_embedding=torch.zeros(128)).eval()
+    method = created(XTI, WordVectorsConfig(), 16, torch.zeros(128)).eval()
     with torch.no_grad():
         method.words.normal_(generator=torch.Generator().manual_seed(0), std=0.1)
     noise = initial_latents(backbone, [0], config)
@@ -296,10 +297,8 @@ def test_an_export_loads_in_the_stock_pipeline(parts: dict[str, Any], tmp_path: 
     Concept(method, "<toy>", "bird", {"base_model": "miniature"}).save(source)
     assert script.main(["export", "--timestep", "700", str(source), str(embedding)]) == 0
 
-    mean = TextualInversion.create(
-        TextualInversionConfig(),
-        num_layers=16,
-        initial_embedding=method.vectors(torch.tensor([700])).words.mean(dim=0)[0].detach(),
+    mean = created(
+        TextualInversion, WordVectorsConfig(), 16, method.vectors(torch.tensor([700])).words.mean(dim=0)[0].detach()
     )
     pipe = quiet(StableDiffusionPipeline.from_pretrained(model_folder("miniature"), dtype=torch.float32))
     with attach(pipe, {"<toy>": mean.eval()}):

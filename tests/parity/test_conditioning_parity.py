@@ -39,7 +39,7 @@ def test_keys_and_values(
     end = (recording[f"ids.{name}"] == backbone.tokenizer.eos_token_id).nonzero()[0].item()
     vectors = method.vectors(recording["ctx.t"], truncation)
     tokens = tokenize(backbone.tokenizer, [prompt], ["<toy>"])
-    both = condition(backbone.text_encoder, tokens, {"<toy>": vectors}, num_layers=16)
+    both = condition(backbone.text, tokens, {"<toy>": vectors}, backbone.frame)
     keys, values = both.keys, both.values
     assert keys.shape == values.shape == (16, 3, 77, 768)
 
@@ -60,7 +60,7 @@ def test_keys_and_values(
 
 @torch.no_grad()
 def test_unconditional(recording: Recording, backbone: Backbone) -> None:
-    plain = plain_condition(backbone.text_encoder, backbone.tokenizer, [""], num_layers=16)
+    plain = plain_condition(backbone.text, [""], backbone.frame)
     assert torch.equal(tokenize(backbone.tokenizer, [""], []).ids[0], recording["uncond.ids"])
     assert recording.compare("uncond.ctx_rows", plain.keys[7, 0, :13]) < 1e-4
     assert recording.compare("uncond.ctx_meanstd", meanstd(plain.values)[0, 7]) < 1e-4

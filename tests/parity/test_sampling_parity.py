@@ -8,9 +8,9 @@ import torch
 from recordings import Recording, read_recording
 from torch import Tensor
 
-from neti.models.attention.layers import install_space_time_attention
 from neti.models.backbone.backbone import Backbone
-from neti.models.conditioning.conditioning import condition, plain_condition, tokenize
+from neti.models.backbone.denoiser import Denoiser
+from neti.models.conditioning.conditioning import Conditioning, condition, join, plain_condition, tokenize
 from neti.models.generation.sampling import SamplingConfig, decode, denoise, prepare_conditioning
 from neti.models.methods import NeTI
 
@@ -19,11 +19,10 @@ CONFIG = SamplingConfig(steps=6, guidance_scale=7.5, scheduler="dpmsolver++sigma
 
 
 @torch.no_grad()
-def predict(recording: Recording, backbone: Backbone, packed: Tensor) -> Tensor:
+def predict(recording: Recording, backbone: Backbone, conditioning: Conditioning) -> Tensor:
     t = recording["unet.t"]
     latents = recording["unet.latent"].expand(len(t), -1, -1, -1)
-    install_space_time_attention(backbone.unet)
-    return backbone.unet(latents, t, encoder_hidden_states=packed).sample
+    return Denoiser(backbone)(latents, t, conditioning)
 
 
 @pytest.mark.parametrize("name", PROMPTS)
@@ -32,15 +31,15 @@ def predict(recording: Recording, backbone: Backbone, packed: Tensor) -> Tensor:
 def test_prediction(recording: Recording, backbone: Backbone, method: NeTI, name: str, truncation: int | None) -> None:
     tokens = tokenize(backbone.tokenizer, [PROMPTS[name]], ["<toy>"])
     vectors = method.vectors(recording["unet.t"], truncation)
-    both = condition(backbone.text_encoder, tokens, {"<toy>": vectors}, num_layers=16)
-    prediction = predict(recording, backbone, both.packed())
+    both = condition(backbone.text, tokens, {"<toy>": vectors}, backbone.frame)
+    prediction = predict(recording, backbone, both)
     assert recording.compare(f"unet.cond.{name}.trunc_{str(truncation).lower()}", prediction) < 1e-4
 
 
 @torch.no_grad()
 def test_unconditional_prediction(recording: Recording, backbone: Backbone) -> None:
-    plain = plain_condition(backbone.text_encoder, backbone.tokenizer, [""], num_layers=16)
-    prediction = predict(recording, backbone, plain.packed().expand(3, -1, -1))
+    plain = plain_condition(backbone.text, [""], backbone.frame)
+    prediction = predict(recording, backbone, join([plain] * 3))
     assert recording.compare("unet.uncond", prediction) < 1e-4
 
 

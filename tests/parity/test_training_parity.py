@@ -8,8 +8,8 @@ from recordings import Recording
 from torch import Tensor
 from torch.nn import functional as F
 
-from neti.models.attention.layers import install_space_time_attention
 from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.denoiser import Denoiser
 from neti.models.concepts.public_code import PARAMETER_NAMES
 from neti.models.conditioning.conditioning import ConceptVectors, condition, tokenize
 from neti.models.methods import NeTI
@@ -34,14 +34,14 @@ def recorded_batch(recording: Recording, backbone: Backbone, prefix: str, prompt
         latents=recording[f"{prefix}.latents"][index],
         noise=recording[f"{prefix}.noise"][index],
         timesteps=recording[f"{prefix}.timesteps"][index],
-        tokens=tokenize(backbone.tokenizer, prompts, ["<toy>"]),
+        tokens=tokenize(backbone.tokenizer, [prompt.replace("<toy>", "{}") for prompt in prompts], ["{}"]),
         generators=[torch.Generator() for _ in prompts],
     )
 
 
 @pytest.fixture
 def objective(backbone: Backbone, method: NeTI) -> Objective:
-    return Objective(method, backbone, "<toy>")  # the method is in eval mode: nested dropout off, as recorded
+    return Objective(method, backbone)  # the method is in eval mode: nested dropout off, as recorded
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_loss_and_gradients(
 ) -> None:
     """The same under gradient checkpointing, where the public code's are silently wrong."""
     if checkpointing:
-        objective.backbone.unet.enable_gradient_checkpointing()
+        objective = Objective(method, objective.backbone, gradient_checkpointing=True)
     loss = objective(batch)
     print(f"train.loss: relative {abs(loss.item() / recording['train.loss'].item() - 1):.1e}")
     assert loss.item() == pytest.approx(recording["train.loss"].item(), rel=1e-5)
@@ -85,7 +85,7 @@ def test_checkpointing_leaves_the_gradients_as_they_are(objective: Objective, me
         method.zero_grad()
         objective(batch).backward()
         gradients.append([parameter.grad.clone() for parameter in method.parameters() if parameter.grad is not None])
-        objective.backbone.unet.enable_gradient_checkpointing()
+        objective = Objective(method, objective.backbone, gradient_checkpointing=True)
     for without, with_checkpointing in zip(*gradients, strict=True):
         torch.testing.assert_close(with_checkpointing, without, rtol=1e-5, atol=1e-7)
 
@@ -125,13 +125,12 @@ def test_gradient_accumulation(recording: Recording, objective: Objective, metho
 
 def test_nested_dropout_step(recording: Recording, backbone: Backbone, method: NeTI, batch: Batch) -> None:
     """Loss and gradients with sample 0 cut to its first 40 units and sample 1 to 7, in every layer."""
-    install_space_time_attention(backbone.unet)
     layers = torch.arange(16)[:, None]
     words, bypass = method.mapper(batch.timesteps[None], layers, recording["nested.cut"])
-    vectors = {"<toy>": ConceptVectors(words, bypass)}
-    packed = condition(backbone.text_encoder, batch.tokens, vectors, num_layers=16).packed()
+    vectors = {"{}": ConceptVectors(words, bypass)}
+    conditioning = condition(backbone.text, batch.tokens, vectors, backbone.frame)
     noisy: Tensor = backbone.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-    loss = F.mse_loss(backbone.unet(noisy, batch.timesteps, encoder_hidden_states=packed).sample, batch.noise)
+    loss = F.mse_loss(Denoiser(backbone)(noisy, batch.timesteps, conditioning), batch.noise)
     assert loss.item() == pytest.approx(recording["nested.train_loss"].item(), rel=1e-5)
     loss.backward()
     check_gradients(recording, method, "nested.train_grad")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from frames import created
 
 from neti.models.attention.layers import cross_attention_layers
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.approximation import TIMESTEPS, layer_embeddings, mean_embedding, measure_losses, what_varies
 from neti.models.concepts.concept import Concept
-from neti.models.methods import XTI, NeTI, NeTIConfig, XTIConfig
+from neti.models.methods import XTI, NeTI, NeTIConfig, WordVectorsConfig
 from neti.utils.errors import UserError
 
 D = 32
@@ -17,14 +18,12 @@ D = 32
 
 def make_neti(**settings: object) -> Concept:
     generator = torch.Generator().manual_seed(0)
-    method = NeTI.create(
-        NeTIConfig(**settings), num_layers=16, initial_embedding=torch.full((D,), 0.02), generator=generator
-    )
+    method = created(NeTI, NeTIConfig(**settings), 16, torch.full((D,), 0.02), generator)
     return Concept(method.eval(), "<toy>", "teddy", {"base_model": "tiny"})
 
 
 def make_xti(words: torch.Tensor) -> Concept:
-    method = XTI.create(XTIConfig(), num_layers=16, initial_embedding=torch.zeros(D))
+    method = created(XTI, WordVectorsConfig(), 16, torch.zeros(D))
     with torch.no_grad():
         method.words.copy_(words[:, None])
     return Concept(method.eval(), "<toy>", "teddy", {"base_model": "tiny"})
@@ -92,6 +91,6 @@ def test_what_does_not_fit_is_refused(tiny_backbone: Backbone) -> None:
     for timestep in (-1, 1000):
         with pytest.raises(UserError, match=r"must lie in 0..999"):
             mean_embedding(make_neti(), timestep)
-    narrow = NeTI.create(NeTIConfig(), num_layers=16, initial_embedding=torch.ones(8)).eval()
+    narrow = created(NeTI, NeTIConfig(), 16, torch.ones(8)).eval()
     with pytest.raises(UserError, match="text width 8"):
         measure_losses(tiny_backbone, Concept(narrow, "<toy>", "teddy"), 0, one_vector=True)

@@ -14,12 +14,13 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 from diffusers.schedulers import DDIMScheduler
+from frames import created
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
 from neti.models.conditioning.tokens import Tokens
-from neti.models.methods import Method, NeTI, NeTIConfig, TextualInversion, TextualInversionConfig
+from neti.models.methods import Method, NeTI, NeTIConfig, TextualInversion, WordVectorsConfig
 from neti.models.pipelines.attach import attach
 from neti.models.pipelines.handles import are_handles, from_handle_bytes, handle_bytes, to_handles
 from neti.utils.errors import UserError
@@ -29,7 +30,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 def make_method(num_layers: int = 16, width: int = 32) -> Method:
     generator = torch.Generator().manual_seed(0)
-    method = NeTI.create(NeTIConfig(), num_layers=num_layers, initial_embedding=torch.ones(width), generator=generator)
+    method = created(NeTI, NeTIConfig(), num_layers, torch.ones(width), generator)
     return method.eval()
 
 
@@ -82,7 +83,7 @@ def test_handles_survive_what_pipelines_do_to_embeddings(dtype: torch.dtype) -> 
     assert told[0] == told[1] != told[2] == told[3]
     back = from_handle_bytes([told[0], told[2]], names)
     assert torch.equal(back.ids, ids)
-    assert back.slots.keys() == {"<c0>", "<c254>"}
+    assert back.slots.keys() == slots.keys()
     assert all(torch.equal(mask, slots[name]) for name, mask in back.slots.items())
 
 
@@ -90,7 +91,6 @@ def test_detaching_leaves_no_trace(pipe: StableDiffusionPipeline) -> None:
     before, state = draw(pipe, "a photo of a teddy"), state_of(pipe)
     attached = attach(pipe, {"<toy>": make_method()})
     with_concept = draw(pipe, "a photo of a <toy>")
-    assert state_of(pipe)["processors"] == state["processors"], "between forward passes the layers are the pipeline's"
     assert torch.equal(draw(pipe, "a photo of a teddy"), before), "prompts without a concept are not touched"
     attached.detach()
     attached.detach()
@@ -114,7 +114,6 @@ def test_a_failing_forward_pass_leaves_the_processors_in_place(pipe: StableDiffu
         with pytest.raises(RuntimeError, match="out of memory"):
             draw(pipe, "a <toy>")
         hook.remove()
-        assert state_of(pipe)["processors"] == state["processors"]
         draw(pipe, "a <toy>")
     assert state_of(pipe) == state
 
@@ -146,7 +145,7 @@ def test_truncation_reaches_the_concept(pipe: StableDiffusionPipeline) -> None:
 
 def test_a_changed_concept_counts_at_once(pipe: StableDiffusionPipeline) -> None:
     """With one step, the last timestep of a call is the first of the next."""
-    method = TextualInversion.create(TextualInversionConfig(), num_layers=16, initial_embedding=torch.ones(32)).eval()
+    method = created(TextualInversion, WordVectorsConfig(), 16, torch.ones(32)).eval()
     with attach(pipe, {"<toy>": method}):
         before = draw(pipe, "a <toy>", num_inference_steps=1)
         with torch.no_grad():

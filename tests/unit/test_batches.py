@@ -31,7 +31,7 @@ def make_batches(tmp_path: Path, tiny_backbone: Backbone) -> MakeBatches:
     def make(batch_size: int, accumulation: int, process: int = 0, processes: int = 1) -> Batches:
         cpu = torch.device("cpu")
         return Batches(
-            dataset, latents, tiny_backbone.tokenizer, 1000, batch_size, accumulation, process, processes, cpu
+            dataset, latents, tiny_backbone.tokenizer, 1, 1000, batch_size, accumulation, process, processes, cpu
         )
 
     return make
@@ -44,7 +44,7 @@ def contents(batches: list[Batch]) -> dict[str, torch.Tensor]:
         "noise": torch.cat([batch.noise for batch in batches]),
         "timesteps": torch.cat([batch.timesteps for batch in batches]),
         "ids": torch.cat([batch.tokens.ids for batch in batches]),
-        "slots": torch.cat([batch.tokens.slots["<toy>"] for batch in batches]),
+        "slots": torch.cat([batch.tokens.slots["{}"] for batch in batches]),
         "next": torch.cat([torch.rand(1, generator=g) for batch in batches for g in batch.generators]),
     }
 

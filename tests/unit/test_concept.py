@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from frames import created
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -23,12 +24,7 @@ TIMESTEPS = torch.tensor([0, 137, 999])
 
 
 def make_concept(text_width: int = 32, seed: int = 0, **settings: Any) -> Concept:
-    method = NeTI.create(
-        NeTIConfig(**settings),
-        num_layers=16,
-        initial_embedding=torch.ones(text_width),
-        generator=torch.Generator().manual_seed(seed),
-    )
+    method = created(NeTI, NeTIConfig(**settings), 16, torch.ones(text_width), torch.Generator().manual_seed(seed))
     return Concept(method.eval(), "<toy>", "teddy", {"base_model": "tiny", "step": 7, "training_config": {"a": [1]}})
 
 

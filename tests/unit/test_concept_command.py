@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from frames import created
 from safetensors.torch import load_file
 
 from neti.models.concepts.concept import Concept
 from neti.models.concepts.public_code import load_reference_concept
-from neti.models.methods import XTI, NeTI, NeTIConfig, TextualInversion, TextualInversionConfig, XTIConfig
+from neti.models.methods import XTI, NeTI, NeTIConfig, TextualInversion, WordVectorsConfig
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "concept.py"
 CHECKPOINT = Path(__file__).parents[1] / "data" / "reference" / "default"
@@ -62,7 +63,7 @@ def test_info_prints_the_metadata(command: Command, tmp_path: Path, capsys: pyte
 
 def test_an_embedding_goes_out_and_comes_back(command: Command, tmp_path: Path, tiny_backbone_folder: Path) -> None:
     vector = torch.arange(32.0)
-    method = TextualInversion.create(TextualInversionConfig(), num_layers=16, initial_embedding=vector)
+    method = created(TextualInversion, WordVectorsConfig(), 16, vector)
     concept, embedding, back = (tmp_path / name for name in ("a.safetensors", "learned_embeds.bin", "b.safetensors"))
     Concept(method, "<toy>", "teddy", {"base_model": "tiny"}).save(concept)
     assert command("export", concept, embedding) == 0
@@ -76,7 +77,7 @@ def test_an_embedding_goes_out_and_comes_back(command: Command, tmp_path: Path, 
 
 def save_neti(path: Path, base_model: Path) -> NeTI:
     generator = torch.Generator().manual_seed(0)
-    method = NeTI.create(NeTIConfig(), num_layers=16, initial_embedding=torch.ones(32), generator=generator).eval()
+    method = created(NeTI, NeTIConfig(), 16, torch.ones(32), generator).eval()
     Concept(method, "<toy>", "teddy", {"base_model": str(base_model)}).save(path)
     return method
 
@@ -108,7 +109,7 @@ def test_a_concept_goes_out_as_one_embedding_per_layer(
     command: Command, tmp_path: Path, tiny_backbone_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An XTI concept loses nothing by it."""
-    method = XTI.create(XTIConfig(), num_layers=16, initial_embedding=torch.ones(32))
+    method = created(XTI, WordVectorsConfig(), 16, torch.ones(32))
     with torch.no_grad():
         method.words.copy_(torch.arange(16.0 * 32).view(16, 1, 32))
     Concept(method, "<toy>", "teddy").save(tmp_path / "a.safetensors")
@@ -157,7 +158,7 @@ def test_mistakes_in_an_export_write_nothing(
 def test_what_makes_no_difference_is_not_ignored(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
 ) -> None:
-    method = TextualInversion.create(TextualInversionConfig(), num_layers=16, initial_embedding=torch.ones(32))
+    method = created(TextualInversion, WordVectorsConfig(), 16, torch.ones(32))
     Concept(method, "<toy>", "teddy", {"base_model": "tiny"}).save(tmp_path / "a.safetensors")
     assert command("export", *option, tmp_path / "a.safetensors", tmp_path / "out.bin") == 2
     assert f"{option[0]}: makes no difference" in capsys.readouterr().err

@@ -92,9 +92,9 @@ def test_a_sample_is_a_pure_function_of_seed_and_number(folder: Path) -> None:
     assert [dataset(folder, seed=4).sample(number) for number in numbers] != once
     # recorded: a change here breaks the resuming of runs that were begun before it
     assert once[:3] == [
-        Sample(2, True, "a close-up photo of the <toy>"),
-        Sample(2, False, "a rendition of a <toy>"),
-        Sample(1, True, "a photo of a <toy>"),
+        Sample(2, True, "a close-up photo of the {}"),
+        Sample(2, False, "a rendition of a {}"),
+        Sample(1, True, "a photo of a {}"),
     ]
 
 
@@ -112,7 +112,7 @@ def test_flips_are_fair_and_every_template_is_drawn(folder: Path) -> None:
         samples = [data.sample(number) for number in range(2000)]
         assert 900 < sum(sample.flipped for sample in samples) < 1100
         counts = Counter(sample.text for sample in samples)
-        assert set(counts) == {template.replace("{}", "<toy>") for template in templates} == set(data.texts)
+        assert set(counts) == set(templates) == set(data.texts)
 
 
 def test_a_caption_replaces_the_templates_of_its_image(folder: Path) -> None:
@@ -120,11 +120,11 @@ def test_a_caption_replaces_the_templates_of_its_image(folder: Path) -> None:
     data = dataset(folder)
     assert data.captions == [None, "a {} on my desk", None]
     texts = {(s.image_id, s.text) for s in map(data.sample, range(200))}
-    assert {text for image_id, text in texts if image_id == 1} == {"a <toy> on my desk"}
+    assert {text for image_id, text in texts if image_id == 1} == {"a {} on my desk"}
     assert len(data.texts) == 28
     for name in "ac":
         (folder / f"{name}.txt").write_text(f"{name} {{}}")
-    assert dataset(folder).texts == ["a <toy>", "a <toy> on my desk", "c <toy>"]
+    assert dataset(folder).texts == ["a {}", "a {} on my desk", "c {}"]
 
 
 def test_a_caption_that_cannot_be_used_is_named(folder: Path) -> None:

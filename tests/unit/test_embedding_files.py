@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from frames import created
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +18,7 @@ from neti.models.concepts.concept import Concept
 from neti.models.concepts.embeddings import load_embedding, save_embedding
 from neti.models.conditioning.conditioning import condition
 from neti.models.conditioning.tokens import tokenize
-from neti.models.methods import METHODS, TextualInversion, TextualInversionConfig
+from neti.models.methods import METHODS, TextualInversion, WordVectorsConfig
 from neti.utils.errors import UserError
 
 D = 32
@@ -25,7 +26,7 @@ VECTOR = torch.randn(D, generator=torch.Generator().manual_seed(0))
 
 
 def make_concept(vector: torch.Tensor = VECTOR) -> Concept:
-    method = TextualInversion.create(TextualInversionConfig(), num_layers=16, initial_embedding=vector)
+    method = created(TextualInversion, WordVectorsConfig(), 16, vector)
     return Concept(method.eval(), "<toy>", "teddy", {"base_model": "tiny", "step": 500})
 
 
@@ -80,7 +81,7 @@ def test_stock_diffusers_reads_what_is_written(tmp_path: Path, tiny_backbone: Ba
     tokens = tokenize(tiny_backbone.tokenizer, ["a photo of a <toy> and a teddy"], ["<toy>"])
     vectors = {"<toy>": concept.method.vectors(torch.tensor([3]))}
     with torch.no_grad():
-        expected = condition(tiny_backbone.text_encoder, tokens, vectors, 16).keys[0]
+        expected = condition(tiny_backbone.text, tokens, vectors, 16).keys[0]
 
     pipeline = StableDiffusionPipeline(
         vae=tiny_backbone.vae,
@@ -166,7 +167,7 @@ def test_a_hostile_pickle_is_refused_and_executes_nothing(tmp_path: Path, tiny_b
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "textual_inversion"])
 def test_only_one_vector_for_everything_can_be_written(tmp_path: Path, name: str) -> None:
     method_class = METHODS[name]
-    method = method_class.create(method_class.config_class(), num_layers=16, initial_embedding=VECTOR)
+    method = created(method_class, method_class.config_class(), 16, VECTOR)
     with pytest.raises(UserError, match=f"method '{name}' has different ones"):
         save_embedding(Concept(method, "<toy>", "teddy"), tmp_path / "toy.bin")
     with pytest.raises(UserError, match="ending chooses the format"):

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from frames import created
 from torch import Tensor
 
-from neti.models.attention.layers import install_space_time_attention
 from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.denoiser import Denoiser
+from neti.models.backbone.frame import Frame
 from neti.models.concepts.concept import Concept
-from neti.models.conditioning.conditioning import ConceptVectors, condition
+from neti.models.conditioning.conditioning import ConceptVectors, Conditioning, condition
 from neti.models.conditioning.tokens import tokenize
-from neti.models.methods import METHODS, XTI, Method, NeTI, NeTIConfig, TextualInversion, XTIConfig
+from neti.models.methods import METHODS, XTI, Method, NeTI, NeTIConfig, TextualInversion, WordVectorsConfig
 from neti.models.methods.neti.mapper import NormRule
 from neti.models.methods.neti.positional_encoding import TimeLayerEncoding
 from neti.training.coach.objective import Batch, Objective
@@ -33,9 +35,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def create(name: str = "neti", seed: int = 0, text_width: int = D, **settings: Any) -> Any:
     method_class = METHODS[name]
     embedding = torch.randn(text_width, generator=seeded(99))
-    return method_class.create(
-        method_class.config_class(**settings), num_layers=L, initial_embedding=embedding, generator=seeded(seed)
-    )
+    return created(method_class, method_class.config_class(**settings), L, embedding, seeded(seed))
 
 
 def make_batch(backbone: Backbone) -> Batch:
@@ -80,7 +80,7 @@ class TestEveryMethod:
         method = create(name).eval()
         with torch.device("meta"):
             config = method.config_class(**asdict(method.config))
-            copy = type(method)(config, num_layers=L, text_width=D)
+            copy = type(method)(config, Frame.of_sizes(L, [D]))
         copy.load_state_dict(method.state_dict(), assign=True)
         assert torch.equal(copy.eval().vectors(TIMESTEPS).words, method.vectors(TIMESTEPS).words)
 
@@ -101,7 +101,7 @@ class TestEveryMethod:
 
     def test_one_training_step_moves_the_method_and_nothing_else(self, name: str, tiny_backbone: Backbone) -> None:
         method = create(name).train()
-        objective, batch = Objective(method, tiny_backbone, "<toy>"), make_batch(tiny_backbone)
+        objective, batch = Objective(method, tiny_backbone), make_batch(tiny_backbone)
         frozen = frozen_tensors(tiny_backbone)
         method_before = {key: tensor.clone() for key, tensor in method.state_dict().items()}
         trained = dict(method.named_parameters())
@@ -253,22 +253,16 @@ def test_vectors_start_at_the_super_category(name: str) -> None:
     assert torch.equal(words, torch.randn(D, generator=seeded(99)).expand_as(words))
 
 
-def encode(backbone: Backbone, vectors: ConceptVectors) -> Tensor:
-    """Packed conditioning [1, L*2*T, D] of one prompt."""
+def encode(backbone: Backbone, vectors: ConceptVectors) -> Conditioning:
+    """The conditioning of one prompt, a batch of as many timesteps as the vectors have."""
     tokens = tokenize(backbone.tokenizer, ["a photo of a <toy> and a teddy"], ["<toy>"])
     with torch.no_grad():
-        return condition(backbone.text_encoder, tokens, {"<toy>": vectors}, L).packed()
-
-
-def predict(backbone: Backbone, context: Tensor) -> Tensor:
-    latents = torch.randn(1, 4, 8, 8, generator=seeded(4))
-    with torch.no_grad():
-        return backbone.unet(latents, torch.tensor([321]), encoder_hidden_states=context).sample
+        return condition(backbone.text, tokens, {"<toy>": vectors}, backbone.frame)
 
 
 def test_textual_inversion_is_the_stock_model_with_one_table_row_exchanged(tiny_backbone: Backbone) -> None:
     method: TextualInversion = create("textual_inversion")
-    packed = encode(tiny_backbone, method.vectors(TIMESTEPS))
+    conditioning = encode(tiny_backbone, method.vectors(TIMESTEPS))
 
     tokens = tokenize(tiny_backbone.tokenizer, ["a photo of a <toy> and a teddy"], ["<toy>"])
     row = 0  # of a word that the prompt does not have
@@ -277,27 +271,28 @@ def test_textual_inversion_is_the_stock_model_with_one_table_row_exchanged(tiny_
     with torch.no_grad():
         stock.embeddings.token_embedding.weight[row] = method.words[0, 0]
         expected = stock(input_ids=tokens.ids.masked_fill(tokens.slots["<toy>"], row)).last_hidden_state
-    for encoding in packed.unflatten(1, (2 * L, -1)).unbind(1):
+    for encoding in (*conditioning.keys, *conditioning.values):
         torch.testing.assert_close(encoding, expected, atol=1e-5, rtol=0)
 
-    prediction = predict(tiny_backbone, expected)
-    install_space_time_attention(tiny_backbone.unet)
-    torch.testing.assert_close(predict(tiny_backbone, packed), prediction, atol=1e-5, rtol=0)
+    latents, t = torch.randn(1, 4, 8, 8, generator=seeded(4)), torch.tensor([321])
+    with torch.no_grad():
+        prediction = tiny_backbone.unet(latents, t, encoder_hidden_states=expected).sample
+        torch.testing.assert_close(Denoiser(tiny_backbone)(latents, t, conditioning), prediction, atol=1e-5, rtol=0)
 
 
 def test_xti_with_equal_vectors_is_textual_inversion(tiny_backbone: Backbone) -> None:
     one, many = create("textual_inversion"), create("xti")
     with torch.no_grad():
         many.words.copy_(one.words)
-    expected = encode(tiny_backbone, one.vectors(TIMESTEPS))
-    torch.testing.assert_close(encode(tiny_backbone, many.vectors(TIMESTEPS)), expected, atol=1e-6, rtol=0)
+    expected = encode(tiny_backbone, one.vectors(TIMESTEPS)).packed()
+    torch.testing.assert_close(encode(tiny_backbone, many.vectors(TIMESTEPS)).packed(), expected, atol=1e-6, rtol=0)
 
 
 def test_xti_gives_each_layer_its_own_vector(tiny_backbone: Backbone) -> None:
-    method = XTI.create(XTIConfig(), num_layers=L, initial_embedding=torch.zeros(D))
-    before = encode(tiny_backbone, method.vectors(TIMESTEPS)).unflatten(1, (L, -1))
+    method = created(XTI, WordVectorsConfig(), L, torch.zeros(D))
+    before = encode(tiny_backbone, method.vectors(TIMESTEPS)).keys
     with torch.no_grad():
         method.words[5] = torch.randn(1, D, generator=seeded(5))
-    after = encode(tiny_backbone, method.vectors(TIMESTEPS)).unflatten(1, (L, -1))
-    changed = [layer for layer in range(L) if (after[:, layer] - before[:, layer]).abs().max() > 1e-3]
+    after = encode(tiny_backbone, method.vectors(TIMESTEPS)).keys
+    changed = [layer for layer in range(L) if (after[layer] - before[layer]).abs().max() > 1e-3]
     assert changed == [5]

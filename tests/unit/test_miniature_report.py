@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from frames import created
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -239,11 +240,12 @@ def tiny_report(tmp_path: Path, tiny_backbone: Backbone, tiny_backbone_folder: P
         Image.new("RGB", (64, 64), "orange" if name == "tiger" else "grey").save(tmp_path / "concepts" / name / "0.png")
     (tmp_path / "concepts" / "concepts.yaml").write_text("tiger: cat\nwolf: dog\n")
     method_class = METHODS["neti"]
-    method = method_class.create(
+    method = created(
+        method_class,
         method_class.config_class(),
-        num_layers=tiny_backbone.num_layers,
-        initial_embedding=tiny_backbone.text_encoder.embeddings.token_embedding.weight[5].detach(),
-        generator=torch.Generator().manual_seed(0),
+        tiny_backbone.frame.num_places,
+        tiny_backbone.text_encoder.embeddings.token_embedding.weight[5].detach(),
+        torch.Generator().manual_seed(0),
     )
     (tmp_path / "learned").mkdir()
     Concept(method, "<tiger>", "cat", {"step": 7}).save(tmp_path / "learned" / "tiger.safetensors")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from diffusers.models import UNet2DConditionModel
+from frames import created
 from torch._dynamo.testing import CompileCounter
 
 from neti.models.backbone.backbone import Backbone
@@ -16,17 +17,18 @@ from neti.training.coach.objective import Batch, Objective
 from neti.utils.errors import UserError
 
 MakeBackbone = Callable[..., Backbone]
-PROMPTS = ["a photo of a <toy>", "a <toy> and a <toy>", "a rendering of a <toy>"]
+PROMPTS = ["a photo of a {}", "a {} and a {}", "a rendering of a {}"]
 
 
 def make_objective(backbone: Backbone, compile_backend: Callable[..., object] | None = None) -> Objective:
-    method = NeTI.create(
+    method = created(
+        NeTI,
         NeTIConfig(nested_dropout_prob=1.0),
-        num_layers=backbone.num_layers,
-        initial_embedding=backbone.word_embedding("teddy"),
-        generator=torch.Generator().manual_seed(0),
+        backbone.frame.num_places,
+        backbone.word_embedding("teddy"),
+        torch.Generator().manual_seed(0),
     )
-    return Objective(method, backbone, "<toy>", compile_backend).train()
+    return Objective(method, backbone, compile_backend=compile_backend).train()
 
 
 def make_batch(backbone: Backbone, first: int = 0, count: int = 3) -> Batch:
@@ -37,7 +39,7 @@ def make_batch(backbone: Backbone, first: int = 0, count: int = 3) -> Batch:
         latents=torch.randn(3, 4, 8, 8, generator=draw)[chosen],
         noise=torch.randn(3, 4, 8, 8, generator=draw)[chosen],
         timesteps=torch.tensor([10, 500, 990])[chosen],
-        tokens=tokenize(backbone.tokenizer, PROMPTS[chosen], ["<toy>"]),
+        tokens=tokenize(backbone.tokenizer, PROMPTS[chosen], ["{}"]),
         generators=[torch.Generator().manual_seed(i) for i in range(3)][chosen],
     )
 

@@ -10,11 +10,10 @@ from neti.models.conditioning.prompts import (
     OBJECT_TEMPLATES,
     PAPER_PROMPTS,
     STYLE_TEMPLATES,
+    Prompt,
     Slot,
-    fill,
     read_prompts,
     safe_name,
-    slots,
 )
 from neti.utils.errors import UserError
 
@@ -26,31 +25,28 @@ def test_the_templates_are_those_of_textual_inversion() -> None:
     assert all(text.count("{}") == 1 for text in (*OBJECT_TEMPLATES, *STYLE_TEMPLATES, *PAPER_PROMPTS))
 
 
-def test_fill_replaces_every_slot_and_nothing_else() -> None:
-    assert fill("{} next to a {}", "<toy>") == "<toy> next to a <toy>"
-    assert fill("a {0} {} {weird", "<toy>") == "a {0} <toy> {weird"
-    assert fill("a photo of <toy>", "<toy>") == "a photo of <toy>"
-
-
-def test_a_prompt_without_a_slot_is_named() -> None:
-    with pytest.raises(UserError, match=r"'A photo of a toy' has no \{\}"):
-        fill("A photo of a toy", "<toy>")
+def test_the_placeholder_is_a_word_of_its_own() -> None:
+    assert Prompt.parse("<toy> next to a {}", "<toy>").text == "{} next to a {}"
+    assert Prompt.parse("a zorgish zorg, zorg's azorg", "zorg").text == "a zorgish {}, {}'s azorg"
+    assert Prompt.parse("a photo of S*2 and S*", "S*").text == "a photo of {}2 and {}", "as people write it"
+    assert Prompt.parse("a <toy>").text == "a <toy>"
 
 
 def test_slots_are_found_with_name_and_units() -> None:
-    found = slots("{} next to {mug}, {my-cat_2:16} and {mug}; {0} {weird { } {é}")
-    assert found == [
-        Slot("{}", ""),
+    prompt = Prompt.parse("{} next to {mug}, {my-cat_2:16} and {mug}; {0} {weird { } {é}")
+    assert prompt.slots == (
+        Slot("{}", "{}"),
         Slot("{mug}", "mug"),
         Slot("{my-cat_2:16}", "my-cat_2", 16),
         Slot("{é}", "é"),
-    ]
+    )
+    assert prompt.names == ("{}", "mug", "my-cat_2", "é")
 
 
 @pytest.mark.parametrize("wrong", ["{my mug}", "{mug:}", "{mug:a}", "{:a}", "{1mug}", "{mug: 16}"])
 def test_other_words_in_braces_are_told(wrong: str) -> None:
     with pytest.raises(UserError) as caught:
-        slots(f"a photo of {wrong}")
+        Prompt.parse(f"a photo of {wrong}")
     assert wrong in str(caught.value) and "{name:16}" in str(caught.value)
 
 

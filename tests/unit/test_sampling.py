@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers import DPMSolverMultistepScheduler
+from frames import created, packed
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
@@ -31,9 +32,7 @@ PROMPT = "a photo of a <toy>"
 
 def concept(backbone: Backbone) -> NeTI:
     generator = torch.Generator().manual_seed(0)
-    return NeTI.create(
-        NeTIConfig(), num_layers=16, initial_embedding=torch.ones(backbone.text_width), generator=generator
-    )
+    return created(NeTI, NeTIConfig(), 16, torch.ones(backbone.frame.text_width), generator)
 
 
 def sample(backbone: Backbone, config: SamplingConfig = CONFIG, seeds: tuple[int, ...] = (1,), **kwargs: Any) -> Tensor:
@@ -97,14 +96,14 @@ def test_any_number_of_steps(tiny_backbone: Backbone, steps: int) -> None:
     done: list[int] = []
     config = SamplingConfig(steps=steps)
     conditioning = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": concept(tiny_backbone)}, config)
-    assert len(conditioning.conditional) == len(conditioning.timesteps) == steps
+    assert len(conditioning.timesteps) == steps
     latents = denoise(tiny_backbone, conditioning, initial_latents(tiny_backbone, [1], config), config, done.append)
     assert done == list(range(steps)) and latents.isfinite().all()
 
 
 def test_every_step_has_the_conditioning_of_its_timestep(tiny_backbone: Backbone) -> None:
     method = concept(tiny_backbone)
-    together = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": method}, CONFIG, chunk_rows=5)
+    together = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": method}, CONFIG, chunk_rows=16)
     fed: list[tuple[float, Tensor]] = []
     tiny_backbone.unet.register_forward_pre_hook(
         lambda _, args, kwargs: fed.append((float(args[1]), kwargs["encoder_hidden_states"])), with_kwargs=True
@@ -112,8 +111,9 @@ def test_every_step_has_the_conditioning_of_its_timestep(tiny_backbone: Backbone
     denoise(tiny_backbone, together, initial_latents(tiny_backbone, [1], CONFIG), CONFIG)
     assert [t for t, _ in fed] == together.timesteps.tolist()
     for k, (_, context) in enumerate(fed):
-        assert torch.equal(context, torch.cat([together.unconditional, together.conditional[k : k + 1]]))
-        assert k == 0 or not torch.allclose(together.conditional[k], together.conditional[0])
+        positive, negative = together.at(k)
+        assert torch.equal(context, torch.cat([negative.packed(), positive.packed()]))
+        assert k == 0 or not torch.allclose(context[1], fed[0][1][1])
 
 
 def test_a_seed_does_not_depend_on_its_batch(tiny_backbone: Backbone) -> None:
@@ -169,9 +169,9 @@ def test_the_unet_is_left_as_it_was(tiny_backbone: Backbone) -> None:
 def test_a_concept_in_training_is_sampled_without_dropout(tiny_backbone: Backbone) -> None:
     method = concept(tiny_backbone).train()
     state = torch.get_rng_state()
-    in_training = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": method}, CONFIG).conditional
+    in_training = packed(prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": method}, CONFIG))
     assert method.training and torch.equal(torch.get_rng_state(), state), "and leaves training as it was"
-    in_eval = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": method.eval()}, CONFIG).conditional
+    in_eval = packed(prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": method.eval()}, CONFIG))
     assert torch.equal(in_training, in_eval)
 
 

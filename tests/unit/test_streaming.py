@@ -6,10 +6,11 @@ import gc
 from itertools import islice
 
 import torch
+from frames import created
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
-from neti.models.generation.draw import generate
+from neti.models.generation.draw import draw
 from neti.models.generation.recipes import ImageRecipe
 from neti.models.methods import NeTI, NeTIConfig
 
@@ -44,7 +45,7 @@ def _is_latent(thing: object) -> bool:
 
 
 def test_latents_of_a_thousand_seeds_live_a_batch_at_a_time(tiny_backbone: Backbone) -> None:
-    method = NeTI.create(NeTIConfig(), num_layers=16, initial_embedding=tiny_backbone.word_embedding("toy")).eval()
+    method = created(NeTI, NeTIConfig(), 16, tiny_backbone.word_embedding("toy")).eval()
     alive: list[int] = []
     encoded: list[int] = []
     tiny_backbone.unet.register_forward_pre_hook(lambda *_: alive.append(live_latents()))
@@ -53,7 +54,7 @@ def test_latents_of_a_thousand_seeds_live_a_batch_at_a_time(tiny_backbone: Backb
     )
     before = live_latents()
     with torch.no_grad():
-        made = list(islice(generate(tiny_backbone, {"": method}, RECIPES, batch_size=2), 10))
+        made = list(islice(draw(tiny_backbone, RECIPES, {"{}": method}, batch_size=2), 10))
     assert [image.recipe.seed for image in made] == list(range(10))
     assert len(alive) == 5, "only the batches that were asked for"
     # for each of the two at work: its noise, its latents, and the U-Net's input twice; and the two just finished

@@ -13,15 +13,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from frames import created
 from torch import Tensor, nn
 
 from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.memory import estimate_memory
 from neti.models.conditioning.tokens import tokenize
 from neti.models.generation.sampling import NaNImageError
 from neti.models.methods import METHODS, NeTI, NeTIConfig
 from neti.training.coach.logs import MetricsLog
 from neti.training.coach.losses import Diverged, Losses
-from neti.training.coach.memory import enable_gradient_checkpointing, estimate_memory
 from neti.training.coach.objective import Batch, Objective
 from neti.training.coach.optimizer import make_optimizer
 from neti.training.coach.run_folder import RunFolder
@@ -39,11 +40,12 @@ def accelerator() -> Iterator[Accelerator]:
 
 
 def make_method(backbone: Backbone) -> NeTI:
-    return NeTI.create(
+    return created(
+        NeTI,
         NeTIConfig(),
-        num_layers=backbone.num_layers,
-        initial_embedding=backbone.word_embedding("teddy"),
-        generator=torch.Generator().manual_seed(0),
+        backbone.frame.num_places,
+        backbone.word_embedding("teddy"),
+        torch.Generator().manual_seed(0),
     )
 
 
@@ -139,14 +141,16 @@ def test_estimated_activations_are_those_a_real_step_keeps(
     tiny_backbone: Backbone, name: str, checkpointing: bool
 ) -> None:
     """The estimate's fake models keep for the backward pass what the real ones do."""
-    method = METHODS[name].create(
+    method = created(
+        METHODS[name],
         METHODS[name].config_class(),
-        num_layers=tiny_backbone.num_layers,
-        initial_embedding=tiny_backbone.word_embedding("teddy"),
+        tiny_backbone.frame.num_places,
+        tiny_backbone.word_embedding("teddy"),
     )
     estimated = estimate_memory(
         tiny_backbone,
-        method,
+        trained=sum(parameter.numel() for parameter in method.parameters()),
+        text_rows=16 if name == "neti" else 1,
         dtype=torch.float32,
         batch_size=2,
         latent_side=8,
@@ -156,14 +160,12 @@ def test_estimated_activations_are_those_a_real_step_keeps(
     assert estimated.frozen == 4 * sum(p.numel() for p in weights)
     assert estimated.trained == 16 * sum(p.numel() for p in method.parameters())
 
-    if checkpointing:
-        enable_gradient_checkpointing(tiny_backbone.text_encoder, tiny_backbone.unet)
-    objective = Objective(method, tiny_backbone, "<toy>")
+    objective = Objective(method, tiny_backbone, gradient_checkpointing=checkpointing)
     batch = Batch(
         latents=torch.zeros(2, 4, 8, 8),
         noise=torch.zeros(2, 4, 8, 8),
         timesteps=torch.tensor([1, 2]),
-        tokens=tokenize(tiny_backbone.tokenizer, ["a <toy>"] * 2, ["<toy>"]),
+        tokens=tokenize(tiny_backbone.tokenizer, ["a {}"] * 2, ["{}"]),
         generators=[torch.Generator() for _ in range(2)],
     )
     own = {p.untyped_storage().data_ptr() for p in weights}

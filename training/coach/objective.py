@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from ...models.attention.layers import install_space_time_attention
 from ...models.backbone.backbone import Backbone
-from ...models.conditioning.conditioning import Tokens, condition
+from ...models.backbone.denoiser import Denoiser
+from ...models.conditioning.conditioning import condition
+from ...models.conditioning.prompts import SLOT
+from ...models.conditioning.tokens import Tokens
 from ...models.methods.base import Method
 from ...utils.errors import UserError
 
@@ -42,10 +44,8 @@ class Objective(nn.Module):
     """Batch -> scalar loss, differentiable in the method's parameters and in nothing else.
 
     The method is the only registered submodule, so `parameters()` is exactly what is trained, and wrapping this module
-    in DistributedDataParallel synchronises exactly that. The frozen backbone is reached through a plain object.
-
-    Installs the space-time attention processors in the backbone's U-Net. compile_backend: compile the U-Net's training
-    pass with this backend of `torch.compile`, as one graph or not at all; the U-Net itself stays as it is for sampling.
+    in DistributedDataParallel synchronises exactly that. The frozen backbone is reached through plain objects.
+    compile_backend: compile the U-Net's training pass with this backend of `torch.compile`, as one graph or not at all.
     Errors: UserError when the backbone predicts something other than noise or velocity.
     """
 
@@ -53,13 +53,13 @@ class Objective(nn.Module):
         self,
         method: Method,
         backbone: Backbone,
-        placeholder: str,
+        *,
+        gradient_checkpointing: bool = False,
         compile_backend: str | Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         self.method = method
         self.backbone = backbone
-        self.placeholder = placeholder
         # The folder's own sampler may be any class (PNDM in SD 1.4); the forward process is DDPM's in all of them.
         self.diffusion = DDPMScheduler.from_config(backbone.scheduler.config)
         self.target = self.diffusion.config["prediction_type"]
@@ -68,14 +68,14 @@ class Objective(nn.Module):
                 f"model.pretrained_model_name_or_path={backbone.name}: its scheduler predicts {self.target!r}; "
                 f"training supports {' and '.join(TARGETS)}"
             )
-        install_space_time_attention(backbone.unet)
-
-        def predict(noisy: Tensor, timesteps: Tensor, packed: Tensor) -> Tensor:
-            return backbone.unet(noisy, timesteps, encoder_hidden_states=packed).sample
-
-        self.predict: Callable[[Tensor, Tensor, Tensor], Tensor] = predict
-        if compile_backend is not None:
-            self.predict = torch.compile(predict, fullgraph=True, backend=compile_backend)
+        if gradient_checkpointing:
+            backbone.text.enable_gradient_checkpointing()
+        self.denoiser = Denoiser(
+            backbone,
+            method.projection(),
+            gradient_checkpointing=gradient_checkpointing,
+            compile_backend=compile_backend,
+        )
 
     @property
     def num_train_timesteps(self) -> int:
@@ -93,15 +93,14 @@ class Objective(nn.Module):
         The method and the loss are float32; the frozen parts run in their own dtype. Autocast stays off so that no
         layer's precision depends on where it is called from.
         """
-        dtype = self.backbone.unet.conv_in.weight.dtype  # `unet.dtype` walks through all its modules: 3 ms on a CPU
         noisy = self.diffusion.add_noise(batch.latents, batch.noise, batch.timesteps)
         with torch.autocast(noisy.device.type, enabled=False):
             vectors = self.method.vectors(batch.timesteps, generator=batch.generators)
-            conditioning = condition(
-                self.backbone.text_encoder, batch.tokens, {self.placeholder: vectors}, self.backbone.num_layers
-            )
-            predicted = self.predict(noisy.to(dtype), batch.timesteps, conditioning.packed().to(dtype))
-            return F.mse_loss(predicted.float(), self._target(batch).float())
+            conditioning = condition(self.backbone.text, batch.tokens, {SLOT: vectors}, self.backbone.frame)
+            if self.training:
+                self.method.observe(conditioning)
+            predicted = self.denoiser(noisy, batch.timesteps, conditioning)
+            return F.mse_loss(predicted, self._target(batch).float())
 
     def _target(self, batch: Batch) -> Tensor:
         if self.target == "epsilon":

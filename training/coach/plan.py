@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...models.attention.layers import cross_attention_layers
+import torch
+
+from ...models.backbone.memory import MemoryEstimate, estimate_memory
 from ..config.run import ConceptDtype, RunConfig
-from .memory import MemoryEstimate, estimate_memory
 from .setup import DTYPES, Setup
 
 _HEADER_BYTES = 4096  # of a concept file: tensor names and metadata, roughly
@@ -50,7 +51,7 @@ def make_plan(config: RunConfig, setup: Setup, processes: int) -> RunPlan:
         samples_per_step=optim.train_batch_size * optim.gradient_accumulation_steps * processes,
         learning_rate=effective_learning_rate(config, processes),
         target_norm=setup.target_norm,
-        layers=tuple(layer.name for layer in cross_attention_layers(setup.backbone.unet)),
+        layers=setup.backbone.frame.place_names,
         trained_parameters=sum(parameter.numel() for parameter in setup.method.parameters()),
         concept_bytes=sum(t.numel() for t in setup.method.state_dict().values()) * bytes_per_number + _HEADER_BYTES,
         first_step=setup.first_step,
@@ -59,9 +60,12 @@ def make_plan(config: RunConfig, setup: Setup, processes: int) -> RunPlan:
 
 def estimate(config: RunConfig, setup: Setup) -> MemoryEstimate:
     """The memory one training step will take on each device."""
+    with torch.no_grad():
+        rows = len(setup.method.vectors(torch.zeros(1, dtype=torch.long)).words)
     return estimate_memory(
         setup.backbone,
-        setup.method,
+        trained=sum(parameter.numel() for parameter in setup.method.parameters()),
+        text_rows=rows,
         dtype=DTYPES[config.optim.mixed_precision],
         batch_size=config.optim.train_batch_size,
         latent_side=config.data.resolution // setup.backbone.vae_scale_factor,

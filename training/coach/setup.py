@@ -13,9 +13,9 @@ from ...models.backbone.backbone import Backbone
 from ...models.backbone.loading import WEIGHTS
 from ...models.concepts.concept import Concept
 from ...models.concepts.files import MAPPER_NAME, explicit_files
-from ...models.conditioning.prompts import fill
+from ...models.conditioning.prompts import SLOT, Prompt
 from ...models.conditioning.tokens import check_placeholder, tokenize
-from ...models.methods import METHODS, Method
+from ...models.methods import METHODS, Method, Start
 from ...utils.errors import UserError
 from ..config.run import MixedPrecision, ModelConfig, RunConfig
 from ..data.photos import ConceptDataset
@@ -52,8 +52,6 @@ def set_up(
     placeholder = config.data.placeholder_token
     check_placeholder(backbone.tokenizer, placeholder)
     _check_resolution(config, backbone)
-    prompts = [fill(prompt, placeholder) for prompt in config.eval.validation_prompts or ()]
-    tokenize(backbone.tokenizer, [*dataset.texts, *prompts], [placeholder])
 
     embedding = backbone.word_embedding(config.data.super_category_token, config.data.super_category_rule.value)
     first_step = 0
@@ -73,10 +71,16 @@ def set_up(
     else:
         method = METHODS[config.model.method].create(
             method_config(config.model),
-            num_layers=backbone.num_layers,
-            initial_embedding=embedding.cpu(),
-            generator=torch.Generator().manual_seed(dataset.seed),
+            backbone.frame,
+            Start(
+                embedding=embedding.cpu(),
+                generator=torch.Generator().manual_seed(dataset.seed),
+                word=config.data.super_category_token,
+                backbone=backbone,
+            ),
         )
+    prompts = [Prompt.parse(prompt, placeholder).text for prompt in config.eval.validation_prompts or ()]
+    tokenize(backbone.tokenizer, [*dataset.texts, *prompts], {SLOT: method.positions})
     for truncation in config.eval.validation_truncations:
         method.check_truncation(truncation)
     target_norm = getattr(method.config, "target_norm", None) or float(embedding.norm())

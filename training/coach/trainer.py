@@ -20,7 +20,6 @@ from ..data.latents import LatentCache
 from ..evaluation.validation import validation_grids
 from .logs import MetricsLog
 from .losses import Diverged, Losses
-from .memory import enable_gradient_checkpointing
 from .objective import Objective
 from .optimizer import make_optimizer
 from .plan import RunPlan
@@ -54,10 +53,12 @@ class Trainer:
         self.losses = Losses(accelerator, setup.method)
         optim, backbone = config.optim, setup.backbone
 
-        if optim.gradient_checkpointing:
-            enable_gradient_checkpointing(backbone.text_encoder, backbone.unet)
-        compile_backend = "inductor" if optim.compile_unet else None
-        objective = Objective(setup.method.train(), backbone, config.data.placeholder_token, compile_backend)
+        objective = Objective(
+            setup.method.train(),
+            backbone,
+            gradient_checkpointing=optim.gradient_checkpointing,
+            compile_backend="inductor" if optim.compile_unet else None,
+        )
         optimizer, self.schedule = make_optimizer(setup.method, optim, plan.learning_rate)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         if state is not None:
@@ -70,6 +71,7 @@ class Trainer:
             setup.dataset,
             latents,
             backbone.tokenizer,
+            positions=setup.method.positions,
             num_timesteps=objective.num_train_timesteps,
             batch_size=optim.train_batch_size,
             accumulation=optim.gradient_accumulation_steps,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ...models.conditioning.prompts import SLOT
 from ...models.conditioning.tokens import tokenize
 from ...utils.transfer import to_device
 from ..coach.objective import Batch
@@ -31,12 +32,14 @@ def sample_generator(seed: int, sample: int) -> torch.Generator:
 class Batches:
     """Micro-batches by number. Each optimizer step uses `accumulation` of them on each of `processes` processes.
 
-    num_timesteps: timesteps are uniform on 0 .. num_timesteps - 1. device: where the tensors go.
+    positions: how many tokens the concept takes. num_timesteps: timesteps are uniform on 0 .. num_timesteps - 1.
+    device: where the tensors go.
     """
 
     dataset: ConceptDataset
     latents: LatentCache
     tokenizer: PreTrainedTokenizerBase
+    positions: int
     num_timesteps: int
     batch_size: int
     accumulation: int
@@ -63,6 +66,6 @@ class Batches:
             latents=to_device(latents, self.device),
             noise=to_device(noise, self.device),
             timesteps=to_device(timesteps, self.device),
-            tokens=tokenize(self.tokenizer, [s.text for s in shown], [self.dataset.config.placeholder_token]),
+            tokens=tokenize(self.tokenizer, [s.text for s in shown], {SLOT: self.positions}),
             generators=generators,
         )

@@ -1,4 +1,4 @@
-"""Grids of images made during training, by the sampling loop that inference uses."""
+"""Grids of images made during training, by the function that all pictures are made by."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from PIL import Image
 
 from ...models.backbone.backbone import Backbone
-from ...models.conditioning.prompts import fill
-from ...models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
+from ...models.conditioning.prompts import SLOT
+from ...models.generation.draw import draw
+from ...models.generation.recipes import ImageRecipe
 from ...models.methods import Method
 from ...utils.grid import labelled_grid
 from ..config.run import EvalConfig
-
-IMAGES_AT_ONCE = 4  # bounds memory; an image does not depend on its batch
 
 
 def validation_grids(
@@ -22,12 +21,20 @@ def validation_grids(
     """Yield (truncation, grid) for each of `config.validation_truncations`: prompts down, seeds across.
 
     Every image draws from its own generator and the method comes back as it was, so training is not disturbed.
-    Without prompts there are no grids. Raises NaNImageError instead of showing black images.
+    Without prompts there are no grids. Raises UserError instead of showing black images.
     """
     prompts = config.validation_prompts or ()
     for truncation in config.validation_truncations if prompts else ():
-        rows = [_images(backbone, method, placeholder, prompt, config, truncation) for prompt in prompts]
+        recipes = [
+            ImageRecipe(
+                prompt, seed=seed, truncation=truncation, steps=config.num_denoising_steps, placeholder=placeholder
+            )
+            for prompt in prompts
+            for seed in config.seeds
+        ]
+        images = [drawn.image for drawn in draw(backbone, recipes, {SLOT: method})]
         units = "" if truncation is None else f", the first {truncation} hidden units"
+        rows = [images[start : start + len(config.seeds)] for start in range(0, len(images), len(config.seeds))]
         yield (
             truncation,
             labelled_grid(
@@ -37,18 +44,3 @@ def validation_grids(
                 title=f"{placeholder} after {step} steps{units}",
             ),
         )
-
-
-def _images(
-    backbone: Backbone, method: Method, placeholder: str, prompt: str, config: EvalConfig, truncation: int | None
-) -> list[Image.Image]:
-    """One image per seed; the conditioning is computed once for all of them."""
-    sampling = SamplingConfig(steps=config.num_denoising_steps)
-    conditioning = prepare_conditioning(
-        backbone, fill(prompt, placeholder), {placeholder: method}, sampling, truncation=truncation
-    )
-    images: list[Image.Image] = []
-    for start in range(0, len(config.seeds), IMAGES_AT_ONCE):
-        latents = initial_latents(backbone, config.seeds[start : start + IMAGES_AT_ONCE], sampling)
-        images += decode(backbone, denoise(backbone, conditioning, latents, sampling))
-    return images

@@ -11,8 +11,9 @@ from typing_extensions import Self
 
 from ....utils.errors import UserError
 from ....utils.transfer import to_device
+from ...backbone.frame import Frame
 from ...conditioning.conditioning import ConceptVectors
-from ..base import Method
+from ..base import Generators, Method, Start
 from .mapper import NeTIMapper, NormRule
 from .nested_dropout import draw_kept
 from .positional_encoding import NUM_FREQUENCIES, NUM_TIMESTEPS
@@ -65,14 +66,14 @@ class NeTI(Method):
     config_class = NeTIConfig
     config: NeTIConfig
 
-    def __init__(self, config: NeTIConfig, *, num_layers: int, text_width: int) -> None:
-        super().__init__(config, num_layers=num_layers, text_width=text_width)
+    def __init__(self, config: NeTIConfig, frame: Frame) -> None:
+        super().__init__(config, frame)
         if config.normalize_output and config.target_norm is None:
             raise ValueError("target_norm is not known: NeTI.create takes it from the initial embedding")
         self.truncation_width = config.hidden_dim
         self.mapper = NeTIMapper(
-            num_layers=num_layers,
-            width=text_width,
+            num_layers=frame.num_places,
+            width=frame.text_width,
             hidden_dim=config.hidden_dim,
             num_frequencies=config.num_frequencies,
             num_time_anchors=config.num_time_anchors,
@@ -83,32 +84,25 @@ class NeTI(Method):
         )
 
     @classmethod
-    def create(
-        cls, config: NeTIConfig, *, num_layers: int, initial_embedding: Tensor, generator: torch.Generator | None = None
-    ) -> Self:
+    def create(cls, config: NeTIConfig, frame: Frame, start: Start) -> Self:
         """See `Method.create`; of the initial embedding only the norm is used."""
         if config.normalize_output and config.target_norm is None:
-            config = replace(config, target_norm=initial_embedding.float().norm().item())
-        concept = cls(config, num_layers=num_layers, text_width=len(initial_embedding))
-        concept.mapper.initialise(config.sigma_t, config.sigma_l, generator)
+            config = replace(config, target_norm=start.embedding.float().norm().item())
+        concept = cls(config, frame)
+        concept.mapper.initialise(config.sigma_t, config.sigma_l, start.generator)
         return concept
 
-    def vectors(
-        self,
-        timesteps: Tensor,
-        truncation: int | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> ConceptVectors:
+    def vectors(self, timesteps: Tensor, truncation: int | None = None, generator: Generators = None) -> ConceptVectors:
         """M(t, l) of every layer at every timestep, in one call; see `Method.vectors`.
 
-        Without use_layer the vectors are [1, B, D], without use_time [L, 1, D].
+        Without use_layer the vectors are [1, B, D], without use_time [P, 1, D].
         Nested dropout acts in train mode only, and not where a truncation is asked for.
         """
         self.check_truncation(truncation)
         device = next(self.parameters()).device
         origin = torch.zeros(1, 1, dtype=torch.long, device=device)
         t = timesteps.to(device)[None, :] if self.config.use_time else origin
-        l = torch.arange(self.num_layers, device=device)[:, None] if self.config.use_layer else origin  # noqa: E741
+        l = torch.arange(self.frame.num_places, device=device)[:, None] if self.config.use_layer else origin  # noqa: E741
         kept: int | Tensor | None = truncation
         if truncation is None and self.training and self.config.use_nested_dropout:
             per_draw = 1 if isinstance(generator, Sequence) else t.shape[1]

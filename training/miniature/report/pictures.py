@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ....models.conditioning.prompts import PAPER_PROMPTS, fill
+from ....models.conditioning.prompts import PAPER_PROMPTS, SLOT
 from ....utils.grid import labelled_grid
 from ....utils.image_files import write_atomically
 from ..pretraining import data
@@ -89,7 +89,7 @@ def concept_overview(
         if learned_one := by_name.get(one.name):
             painted = bench.painter.paint(prompt, range(shown), learned_one.concept, learned_one.file_digest)
             made = [enlarge(image, SMALL_TILE) for image in painted]
-        word = bench.painter.paint(fill(prompt, one.super_category), range(alone))
+        word = bench.painter.paint(prompt.replace(SLOT, one.super_category), range(alone))
         rows.append([enlarge(one.photos()[0], SMALL_TILE), *made, *(enlarge(image, SMALL_TILE) for image in word)])
     columns = ["photo", *["learned"] * shown, *["word alone"] * alone]
     return labelled_grid(rows, [f"{one.name} ({one.super_category})" for one in everyone], columns)

@@ -62,7 +62,7 @@ def write_report(config: ReportConfig, train_script: Path) -> list[Row]:
         sizes={
             "pixels": bench.backbone.image_size,
             "latent": bench.backbone.latent_size,
-            "layers": bench.backbone.num_layers,
+            "layers": len(bench.backbone.frame.layers),
         },
         settings={
             "model": f"{_shown_name(config.sd)} (digest {bench.model})",

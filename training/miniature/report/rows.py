@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ....models.backbone.backbone import Backbone
 from ....models.concepts.concept import Concept
-from ....models.conditioning.prompts import fill
+from ....models.conditioning.prompts import SLOT
 from ....models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
 from ....utils.machine import describe_machine
 from ..pretraining import vae
@@ -177,7 +177,7 @@ def concepts(
             pixels = bench.backbone.image_size
             fresh = render_concept(bench.world, one.name, pixels, FRESH_PHOTOS, start=PHOTOS)
             result["photos"][one.name] = answer(fresh, photos)
-            alone = bench.painter.paint(fill(prompt, one.super_category), seeds)
+            alone = bench.painter.paint(prompt.replace(SLOT, one.super_category), seeds)
             result["word"][one.name] = answer(alone, photos)
         for other in tqdm(learned, desc="learned concepts", disable=None):
             shown = bench.painter.paint(prompt, seeds, other.concept, other.file_digest)

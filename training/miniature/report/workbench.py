@@ -13,7 +13,7 @@ from PIL import Image
 
 from ....models.backbone.backbone import Backbone
 from ....models.concepts.concept import Concept
-from ....models.conditioning.prompts import fill
+from ....models.conditioning.prompts import SLOT
 from ....models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
 from ....utils.image_files import write_json, write_png
 
@@ -78,8 +78,7 @@ class Painter:
 
     @torch.inference_mode()
     def _make(self, prompt: str, seeds: Sequence[int], concept: Concept | None) -> list[Image.Image]:
-        text = fill(prompt, concept.placeholder) if concept else prompt
-        methods = {concept.placeholder: concept.method} if concept else {}
-        conditioning = prepare_conditioning(self.backbone, text, methods, self.sampling)
+        methods = {SLOT: concept.method} if concept else {}
+        conditioning = prepare_conditioning(self.backbone, prompt, methods, self.sampling)
         noise = initial_latents(self.backbone, seeds, self.sampling)
         return decode(self.backbone, denoise(self.backbone, conditioning, noise, self.sampling))

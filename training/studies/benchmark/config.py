@@ -27,7 +27,6 @@ class Section(Choice):
     sampling = "sampling"
     scaling = "scaling"
     memory = "memory"
-    variants = "variants"
     startup = "startup"
     numerics = "numerics"
 
@@ -51,7 +50,7 @@ class BenchmarkConfig(Config):
     name: str = "cpu"
     # miniature, sd14 or both
     models: tuple[Subject, ...] = (Subject.miniature,)
-    # Groups of rows: training, sampling, scaling, memory, variants, startup, numerics
+    # Groups of rows: training, sampling, scaling, memory, startup, numerics
     sections: tuple[Section, ...] = tuple(Section)
     # Side of the images in pixels; unset: the model's own
     resolution: Optional[int] = setting(None, at_least=16)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ....models.backbone.backbone import Backbone
 from ....models.concepts.concept import Concept
-from ....models.conditioning.prompts import fill
+from ....models.conditioning.prompts import SLOT
 from ....models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
 from ....utils.devices import pick_device
 from .commands import Commands
@@ -85,9 +85,7 @@ def _draw(config: BenchmarkConfig, commands: Commands, concept_of: Dtype, drawn_
     backbone = Backbone.from_pretrained("miniature", dtype=DTYPES[drawn_in], device=pick_device(config.device))
     concept = Concept.load(commands.concept(f"in-{concept_of}", STEPS), backbone=backbone)
     method, sampling = concept.method.to(backbone.unet.device).eval(), SamplingConfig(steps=IMAGE_STEPS)
-    conditioning = prepare_conditioning(
-        backbone, fill(PROMPT, concept.placeholder), {concept.placeholder: method}, sampling
-    )
+    conditioning = prepare_conditioning(backbone, PROMPT, {SLOT: method}, sampling)
     images = decode(backbone, denoise(backbone, conditioning, initial_latents(backbone, SEEDS, sampling), sampling))
     return np.stack([np.asarray(image, dtype=np.float64) for image in images])
 

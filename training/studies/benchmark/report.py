@@ -75,10 +75,9 @@ def _of_model(config: BenchmarkConfig, subject: Subject, folder: Path) -> Iterat
     from .sampling_rows import sampling_rows, seed_rows
     from .subjects import make_backbone
     from .training_rows import batch_rows, training_rows
-    from .variant_rows import variant_rows
     from .workshop import Workshop
 
-    wanted = set(config.sections) & {Section.training, Section.sampling, Section.scaling, Section.variants}
+    wanted = set(config.sections) & {Section.training, Section.sampling, Section.scaling}
     if not wanted:
         return
     backbone = make_backbone(config, subject)
@@ -88,8 +87,6 @@ def _of_model(config: BenchmarkConfig, subject: Subject, folder: Path) -> Iterat
         yield f"{subject}: images", sampling_rows(config, subject, backbone)
     if Section.training in wanted:
         yield f"{subject}: training", training_rows(config, subject, workshop)
-    if Section.variants in wanted:
-        yield f"{subject}: what was tried", variant_rows(config, workshop)
     if Section.scaling in wanted:
         rows = batch_rows(config, workshop)
         backbone.vae.to(backbone.unet.device)  # where a training leaves it, images cannot be made

@@ -110,12 +110,18 @@ def _stock(config: BenchmarkConfig, backbone: Backbone) -> Callable[[], None]:
 
 def _conditioning(backbone: Backbone, steps: int) -> Callable[[], object]:
     method, sampling = new_method(backbone), SamplingConfig(steps=steps)
-    return lambda: prepare_conditioning(backbone, PROMPT, {PLACEHOLDER: method}, sampling)
+
+    def work() -> None:
+        conditioning = prepare_conditioning(backbone, PROMPT, {PLACEHOLDER: method}, sampling)
+        for step in range(steps):
+            conditioning.at(step)
+
+    return work
 
 
 def _conditioning_rows(config: BenchmarkConfig, subject: Subject, backbone: Backbone) -> list[Row]:
     encoder: Any = backbone.text_encoder
-    count = config.conditioning_steps * backbone.num_layers
+    count = config.conditioning_steps * backbone.frame.num_places
     ids = tokenize(backbone.tokenizer, [PLAIN_PROMPT], []).ids.to(encoder.device)
     single_calls = min(config.single_calls, count)
 
@@ -135,7 +141,7 @@ def _conditioning_rows(config: BenchmarkConfig, subject: Subject, backbone: Back
     }
     found = in_turn(works, config.repeats, encoder.device)
     ours, singles = found["ours"], found["one by one"].median * count / single_calls
-    what = f"conditioning of {config.conditioning_steps} timesteps x {backbone.num_layers} layers"
+    what = f"conditioning of {config.conditioning_steps} timesteps x {backbone.frame.num_places} layers"
     return [
         Row(
             f"{what} / one stock text-encoder pass of {count} rows",

@@ -11,7 +11,7 @@ from ...coach.trainer import Trainer
 from .config import BenchmarkConfig, Subject
 from .rows import Row, seconds
 from .timing import Ratio, Timing, in_turn
-from .workshop import Workshop, floor, space_time_attention, stock_attention, within
+from .workshop import Workshop, floor, stock_attention, within
 
 CONCEPT_STEPS = 1000
 
@@ -22,12 +22,10 @@ def training_rows(config: BenchmarkConfig, subject: Subject, workshop: Workshop)
     device = backbone.unet.device
     whole = workshop.trainer(batch)
     cut = workshop.trainer(batch // config.accumulation, config.accumulation)
-    tokens = backbone.tokenizer.model_max_length
-    own = floor(backbone, batch, config.steps, 2 * backbone.num_layers * tokens)
-    stock = floor(backbone, batch, config.steps, tokens)
+    own, stock = (floor(backbone, batch, config.steps, stock) for stock in (False, True))
     works = {
         "step": workshop.steps(whole, config.steps),
-        "floor": within(partial(space_time_attention, backbone), own),
+        "floor": own,
         "stock floor": within(partial(stock_attention, backbone), stock),
         "cut": workshop.steps(cut, config.steps),
     }

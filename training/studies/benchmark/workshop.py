@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 
-from ....models.attention.layers import cross_attention_layers, install_space_time_attention
+from ....models.attention.layers import cross_attention_layers
 from ....models.backbone.backbone import Backbone
-from ....models.methods import NeTI, NeTIConfig
+from ....models.backbone.denoiser import Denoiser
+from ....models.conditioning.conditioning import Conditioning
+from ....models.methods import NeTI, NeTIConfig, Start
 from ...coach.launch import make_accelerator
 from ...coach.plan import make_plan
 from ...coach.run_folder import RunFolder
@@ -38,10 +40,9 @@ PRECISIONS = {
 
 def new_method(backbone: Backbone) -> NeTI:
     """NeTI with its default settings, as a training begins with it."""
-    word = torch.ones(backbone.text_width) / backbone.text_width**0.5
-    generator = torch.Generator().manual_seed(0)
-    method = NeTI.create(NeTIConfig(), num_layers=backbone.num_layers, initial_embedding=word, generator=generator)
-    return method.to(backbone.unet.device)
+    width = backbone.frame.text_width
+    start = Start(torch.ones(width) / width**0.5, torch.Generator().manual_seed(0))
+    return NeTI.create(NeTIConfig(), backbone.frame, start).to(backbone.unet.device)
 
 
 class Workshop:
@@ -94,35 +95,30 @@ class Workshop:
         )
 
 
-def floor(backbone: Backbone, batch: int, count: int, rows_per_sample: int) -> Callable[[], None]:
+def floor(backbone: Backbone, batch: int, count: int, stock: bool = False) -> Callable[[], None]:
     """The part of `count` training steps that nothing can avoid: U-Net forward and backward on latents, with a fixed
-    conditioning of `rows_per_sample` rows [batch, rows, D] that takes gradients."""
+    conditioning that takes gradients, in our attention or in `stock` attention."""
     unet: Any = backbone.unet
-    device, dtype = unet.device, unet.dtype
+    device, dtype, frame = unet.device, unet.dtype, backbone.frame
     generator = torch.Generator().manual_seed(0)
     shape = (batch, backbone.latent_channels, backbone.latent_size, backbone.latent_size)
     noisy, noise = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(2))
     timesteps = torch.randint(1000, (batch,), generator=generator).to(device)
-    context = torch.randn(batch, rows_per_sample, backbone.text_width, generator=generator).to(device, dtype)
+    places = 1 if stock else frame.num_places
+    context = torch.randn(places, batch, frame.tokens, frame.text_width, generator=generator).to(device, dtype)
     context.requires_grad_()
+    denoiser = Denoiser(backbone)
 
     def work() -> None:
         for _ in range(count):
             context.grad = None
-            predicted = unet(noisy, timesteps, encoder_hidden_states=context).sample
+            if stock:
+                predicted = unet(noisy, timesteps, encoder_hidden_states=context[0]).sample
+            else:
+                predicted = denoiser(noisy, timesteps, Conditioning(context, context))
             F.mse_loss(predicted.float(), noise.float()).backward()
 
     return work
-
-
-@contextmanager
-def space_time_attention(backbone: Backbone) -> Iterator[None]:
-    """Our processors in the U-Net, whichever it has now."""
-    restore = install_space_time_attention(backbone.unet)
-    try:
-        yield
-    finally:
-        restore()
 
 
 @contextmanager

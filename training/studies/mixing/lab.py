@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ....models.attention.layers import CrossAttentionLayer, cross_attention_layers
+from ....models.attention.layers import Layer
 from ....models.backbone.backbone import Backbone
 from ....models.backbone.loading import model_folder
 from ....models.concepts.concept import Concept
-from ....models.conditioning.composition import Voice
+from ....models.conditioning.composition import AnyConcept
 from ....models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
 from ....utils.errors import UserError
 from ....utils.image_files import write_png
@@ -81,8 +81,8 @@ class MixingLab:
         return SamplingConfig(steps=self.config.steps, guidance_scale=self.config.guidance_scale)
 
     @cached_property
-    def layers(self) -> list[CrossAttentionLayer]:
-        return cross_attention_layers(self.backbone.unet)
+    def layers(self) -> tuple[Layer, ...]:
+        return self.backbone.frame.layers
 
     def inputs(self, names: Sequence[str], **others: Any) -> dict[str, Any]:
         """What a measurement with these concepts depends on."""
@@ -96,16 +96,16 @@ class MixingLab:
         }
 
     def paint(
-        self, prompt: str, voices: Mapping[str, Voice], about: Sequence[Any], seeds: Sequence[int]
+        self, prompt: str, concepts: Mapping[str, AnyConcept], about: Sequence[Any], seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """One image per seed, made unless it is there. about: a JSON value that tells these voices from others."""
+        """One image per seed, made unless it is there. about: a JSON value that tells these concepts from others."""
         sampling = self.sampling
         key = digest([self.model, prompt, list(about), sampling.steps, sampling.guidance_scale, sampling.scheduler])
         paths = {seed: self.config.work_dir / "images" / f"{key}-{seed}.png" for seed in seeds}
         missing = [seed for seed, path in paths.items() if not path.exists()]
         if missing:
             with torch.inference_mode():
-                conditioning = prepare_conditioning(self.backbone, prompt, voices, sampling)
+                conditioning = prepare_conditioning(self.backbone, prompt, concepts, sampling)
                 latents = initial_latents(self.backbone, missing, sampling)
                 made = decode(self.backbone, denoise(self.backbone, conditioning, latents, sampling))
             for seed, image in zip(missing, made, strict=True):

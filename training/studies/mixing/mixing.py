@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ....models.conditioning.composition import Mixture, Rule, Voice, style_mixture
+from ....models.conditioning.composition import AnyConcept, Mixture, Rule, style_mixture
 from ....models.conditioning.prompts import SLOT
 from ....models.methods import Method, NeTI
 from .config import FIRST, SECOND, pair_of
@@ -121,7 +121,7 @@ def several_images(lab: MixingLab, pair: str, way: Way) -> list[Image.Image]:
     return lab.paint(way.prompt, voices, about, way.seeds)
 
 
-def _changed(method: Method, change: str, truncation: int) -> Voice:
+def _changed(method: Method, change: str, truncation: int) -> AnyConcept:
     if change == "truncation":
         return Mixture([Rule(method, truncation=truncation)])
     if change == "bypass":

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ....models.backbone.frame import Frame
 from ....models.concepts.concept import Concept
-from ....models.methods import METHODS
+from ....models.methods import METHODS, Start
 from ....utils.config.parsing import to_plain_dict
 from ...coach.setup import method_config
 from ...config.run import ConceptDtype, RunConfig
@@ -24,7 +25,7 @@ from .measurements import WORD, ConceptScores, Condition, Measurements, conditio
 from .selection import Candidate, Rails
 from .workshop import DIVERGED
 
-SD14 = {"num_layers": 16, "text_width": 768}  # Stable Diffusion v1.4, for which sizes are told
+SD14 = Frame.of_sizes(16, [768])  # Stable Diffusion v1.4, for which sizes are told
 BASE_ALONE = "{}, v_base alone"
 
 
@@ -96,9 +97,8 @@ def sd14_bytes(config: RunConfig) -> int:
     """Size in bytes of the half-precision file of a concept that this configuration would train on SD v1.4."""
     method = METHODS[config.model.method].create(
         method_config(config.model),
-        num_layers=SD14["num_layers"],
-        initial_embedding=torch.ones(SD14["text_width"]),
-        generator=torch.Generator().manual_seed(0),
+        SD14,
+        Start(torch.ones(SD14.text_width), torch.Generator().manual_seed(0)),
     )
     half = replace(config, log=replace(config.log, concept_dtype=ConceptDtype.fp16))
     metadata = {"base_model": "CompVis/stable-diffusion-v1-4", "step": config.optim.max_train_steps}

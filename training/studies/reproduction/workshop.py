@@ -15,8 +15,9 @@ import torch
 
 from ....models.backbone.backbone import Backbone
 from ....models.concepts.concept import Concept
-from ....models.conditioning.composition import Voice
-from ....models.generation.draw import generate
+from ....models.conditioning.composition import AnyConcept
+from ....models.conditioning.prompts import SLOT
+from ....models.generation.draw import draw
 from ....models.generation.gallery import Gallery
 from ....models.generation.recipes import ImageRecipe, content_hash, made_with
 from ....models.generation.run import DTYPES
@@ -139,8 +140,8 @@ class Workshop:
             concept = self._concept(cell)
             files = [] if cell.training is None else [self._concept_file(cell)]
             about = {"made_with": made_with(files, self.device)}
-            voices: dict[str, Voice] = {"": concept.method} if concept else {}
-            for made in generate(self._base(), voices, missing, batch_size=self.config.batch_size):
+            concepts: dict[str, AnyConcept] = {SLOT: concept.method} if concept else {}
+            for made in draw(self._base(), missing, concepts, batch_size=self.config.batch_size):
                 gallery.add(made.image, made.recipe, about)
         paths = {prompt: [gallery.path(recipe) for recipe in group] for prompt, group in recipes.items()}
         measured = self.bench.generated(cell.concept, paths)

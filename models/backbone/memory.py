@@ -8,7 +8,7 @@ its gradient checkpointing, on any model of the family, in a few seconds and wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextModel
 
-from ...models.attention.layers import install_space_time_attention
-from ...models.backbone.backbone import Backbone
-from ...models.backbone.text import final_norm, transformer_states
-from ...models.conditioning.conditioning import SpaceTimeConditioning
-from ...models.methods import Method
+from ..conditioning.conditioning import Conditioning
+from .backbone import Backbone
+from .denoiser import Denoiser
+from .frame import Frame
+from .text import TextStack, TextTower
 
 GIB = 2**30
 _TRAINED_COPIES = 4  # of every trained number: itself, its gradient, AdamW's two moments; all float32
@@ -50,34 +50,34 @@ class MemoryEstimate:
 
 def estimate_memory(
     backbone: Backbone,
-    method: Method,
     *,
+    trained: int,
+    text_rows: int,
     dtype: torch.dtype,
     batch_size: int,
     latent_side: int,
     gradient_checkpointing: bool,
 ) -> MemoryEstimate:
-    """Estimate one training step. Only the configs of the backbone's parts are used; its weights may be on "meta"."""
+    """Estimate one training step of a method. Only configs of the backbone's parts are used; weights may be on "meta".
+
+    trained: numbers that are trained. text_rows: of the text encoder per sample, P where every place has words of its
+        own and 1 where all share them.
+    """
     frozen = sum(part.numel() for module in (backbone.unet, backbone.text_encoder) for part in module.parameters())
-    trained = sum(parameter.numel() for parameter in method.parameters())
-    with torch.no_grad():
-        layers = len(method.vectors(torch.zeros(1, dtype=torch.long)).words)  # 1: all layers share their text rows
     return MemoryEstimate(
         frozen=frozen * dtype.itemsize,
         trained=trained * _TRAINED_COPIES * torch.float32.itemsize,
-        activations=_activations(backbone, layers, dtype, batch_size, latent_side, gradient_checkpointing),
+        activations=_activations(backbone, text_rows, dtype, batch_size, latent_side, gradient_checkpointing),
     )
 
 
-def enable_gradient_checkpointing(text_encoder: Any, unet: Any) -> None:
-    """Recompute activations in the backward pass instead of keeping them."""
-    unet.enable_gradient_checkpointing()
-    text_encoder.activation_checkpointing_enable({"use_reentrant": False})
-    text_encoder.train()  # transformers checkpoints in train mode only; CLIP has no dropout that this could switch on
+class _Sketch(NamedTuple):
+    unet: UNet2DConditionModel
+    frame: Frame
 
 
 def _activations(
-    backbone: Backbone, layers: int, dtype: torch.dtype, batch: int, side: int, checkpointing: bool
+    backbone: Backbone, text_rows: int, dtype: torch.dtype, batch: int, side: int, checkpointing: bool
 ) -> int:
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -85,19 +85,18 @@ def _activations(
         with FakeTensorMode():
             unet = UNet2DConditionModel.from_config(backbone.unet.config).requires_grad_(False).eval()
             text_encoder = CLIPTextModel(backbone.text_encoder.config).requires_grad_(False).eval()
-            install_space_time_attention(unet)
+            text = TextStack((TextTower(backbone.tokenizer, text_encoder),))
+            frame = backbone.frame
             if checkpointing:
-                enable_gradient_checkpointing(text_encoder, unet)
+                text.enable_gradient_checkpointing()
+            denoiser = Denoiser(_Sketch(unet, frame), gradient_checkpointing=checkpointing)
             counter = _SavedBytes(unet, text_encoder)
             with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda saved: saved):
-                tokens = backbone.tokenizer.model_max_length
-                embeddings = torch.empty(layers * batch, tokens, backbone.text_width, requires_grad=True)
-                states = transformer_states(text_encoder, embeddings)
-                encoded = final_norm(text_encoder, states).unflatten(0, (layers, batch))
-                encoded = encoded.expand(backbone.num_layers, -1, -1, -1)
-                packed = SpaceTimeConditioning(encoded, encoded).packed()
+                embeddings = torch.empty(text_rows * batch, frame.tokens, frame.text_width, requires_grad=True)
+                encoded = text.finish(text.states(embeddings)).unflatten(0, (text_rows, batch))
+                encoded = encoded.expand(frame.num_places, -1, -1, -1)
                 latents = torch.empty(batch, backbone.latent_channels, side, side)
-                unet(latents, torch.zeros(batch, dtype=torch.long), encoder_hidden_states=packed)
+                denoiser(latents, torch.zeros(batch, dtype=torch.long), Conditioning(encoded, encoded))
             return counter.total
     finally:
         torch.set_default_dtype(default)

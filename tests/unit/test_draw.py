@@ -1,4 +1,4 @@
-"""`generate`: one conditioning per prompt and truncation, bounded batches, and a reason for every black image."""
+"""`draw`: one conditioning per prompt and truncation, bounded batches, and a reason for every black image."""
 
 from __future__ import annotations
 
@@ -8,52 +8,40 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from frames import created
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
-from neti.models.generation.draw import generate
+from neti.models.generation.draw import draw
 from neti.models.generation.recipes import ImageRecipe
 from neti.models.methods import NeTI, NeTIConfig
 from neti.utils.errors import UserError
 
-RECIPE = ImageRecipe(
-    prompt="A photo of a {}",
-    negative_prompt="",
-    seed=0,
-    truncation=None,
-    steps=2,
-    guidance_scale=7.5,
-    scheduler="dpmsolver++",
-    base_model="tiny",
-    base_revision=None,
-    concept="sha256:0",
-    placeholder="<toy>",
-    torch_dtype="fp32",
-    safety_checker=False,
-)
+RECIPE = ImageRecipe("A photo of a {}", steps=2, placeholder="<toy>")
 
 
 @pytest.fixture
 def concept(tiny_backbone: Backbone) -> Concept:
-    method = NeTI.create(
+    method = created(
+        NeTI,
         NeTIConfig(),
-        num_layers=tiny_backbone.num_layers,
-        initial_embedding=tiny_backbone.word_embedding("toy"),
-        generator=torch.Generator().manual_seed(0),
+        tiny_backbone.frame.num_places,
+        tiny_backbone.word_embedding("toy"),
+        torch.Generator().manual_seed(0),
     )
     return Concept(method.eval(), "<toy>", "toy")
 
 
-def test_seeds_share_one_conditioning_and_batches_are_bounded(tiny_backbone: Backbone, concept: Concept) -> None:
+def test_the_seeds_of_a_batch_share_one_conditioning(tiny_backbone: Backbone, concept: Concept) -> None:
     mapper_calls: list[str] = []
     concept.method.get_submodule("mapper").register_forward_pre_hook(lambda *_: mapper_calls.append("called"))
     unet_rows: list[int] = []
     tiny_backbone.unet.register_forward_pre_hook(lambda _, args: unet_rows.append(len(args[0])))
     recipes = [replace(RECIPE, seed=seed, truncation=truncation) for truncation in (None, 8) for seed in range(5)]
     steps: list[int] = []
-    made = list(generate(tiny_backbone, {"": concept.method}, recipes, batch_size=2, on_step=steps.append))
+    made = list(draw(tiny_backbone, recipes, {"{}": concept.method}, batch_size=2, on_step=steps.append))
     assert [image.recipe for image in made] == recipes
-    assert len(mapper_calls) == 2, "one call per truncation, for all layers, steps and seeds"
+    assert len(mapper_calls) == 6, "one call per truncation and batch, for all layers and steps"
     assert unet_rows == [4] * 2 * 5, "both branches of guidance in one call, two steps a batch, two images in each"
     assert sum(steps) == len(recipes) * RECIPE.steps
 
@@ -64,11 +52,11 @@ def test_prompts_of_one_seed_fill_a_batch(tiny_backbone: Backbone, concept: Conc
     recipes.append(replace(RECIPE, guidance_scale=1.0))
     unet_rows: list[int] = []
     tiny_backbone.unet.register_forward_pre_hook(lambda _, args: unet_rows.append(len(args[0])))
-    together = list(generate(tiny_backbone, {"": concept.method}, recipes, batch_size=4))
+    together = list(draw(tiny_backbone, recipes, {"{}": concept.method}, batch_size=4))
     assert unet_rows == [8, 8, 4, 4, 1, 1], "other sampling is a batch of its own"
     assert [image.recipe for image in together] == recipes
     for image in together:
-        [alone] = generate(tiny_backbone, {"": concept.method}, [image.recipe])
+        [alone] = draw(tiny_backbone, [image.recipe], {"{}": concept.method})
         pixels, expected = (np.asarray(each.image, dtype=int) for each in (image, alone))
         assert np.abs(pixels - expected).max() <= 1
     assert len({image.image.tobytes() for image in together}) == len(recipes)
@@ -77,9 +65,8 @@ def test_prompts_of_one_seed_fill_a_batch(tiny_backbone: Backbone, concept: Conc
 def test_images_are_made_one_batch_at_a_time(tiny_backbone: Backbone, concept: Concept) -> None:
     calls: list[int] = []
     tiny_backbone.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    images = generate(
-        tiny_backbone, {"": concept.method}, [replace(RECIPE, seed=seed) for seed in range(6)], batch_size=2
-    )
+    recipes = [replace(RECIPE, seed=seed) for seed in range(6)]
+    images = draw(tiny_backbone, recipes, {"{}": concept.method}, batch_size=2)
     next(images)
     assert len(calls) == RECIPE.steps
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), "the caller keeps its own mode"
@@ -88,22 +75,22 @@ def test_images_are_made_one_batch_at_a_time(tiny_backbone: Backbone, concept: C
 def test_float16_overflow_is_explained(tiny_backbone: Backbone, concept: Concept) -> None:
     with torch.no_grad():
         tiny_backbone.vae.decoder.conv_in.weight.mul_(1e6)  # float32 holds it, float16 does not
-    [fine] = generate(tiny_backbone, {"": concept.method}, [RECIPE])
+    [fine] = draw(tiny_backbone, [RECIPE], {"{}": concept.method})
     assert not fine.withheld
     tiny_backbone.to("cpu", torch.float16)
     with pytest.raises(UserError, match="float16 overflowed; pass --torch_dtype bf16 or fp32"):
-        list(generate(tiny_backbone, {"": concept.method}, [replace(RECIPE, torch_dtype="fp16")]))
+        list(draw(tiny_backbone, [replace(RECIPE, torch_dtype="fp16")], {"{}": concept.method}))
 
 
 def test_a_broken_base_model_is_told_from_a_broken_concept(tiny_backbone: Backbone, concept: Concept) -> None:
     with torch.no_grad():
         tiny_backbone.vae.decoder.conv_in.weight.view(-1)[0] = float("nan")
     with pytest.raises(UserError, match="check the base model"):
-        list(generate(tiny_backbone, {"": concept.method}, [RECIPE]))
+        list(draw(tiny_backbone, [RECIPE], {"{}": concept.method}))
     with torch.no_grad():
         next(concept.method.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(UserError, match="the concept itself holds NaN"):
-        list(generate(tiny_backbone, {"": concept.method}, [RECIPE]))
+        list(draw(tiny_backbone, [RECIPE], {"{}": concept.method}))
 
 
 @pytest.mark.parametrize(
@@ -122,5 +109,5 @@ def test_a_broken_base_model_is_told_from_a_broken_concept(tiny_backbone: Backbo
 def test_every_entry_of_a_recipe_changes_the_image(
     tiny_backbone: Backbone, concept: Concept, change: dict[str, Any]
 ) -> None:
-    plain, changed = generate(tiny_backbone, {"": concept.method}, [RECIPE, replace(RECIPE, **change)])
+    plain, changed = draw(tiny_backbone, [RECIPE, replace(RECIPE, **change)], {"{}": concept.method})
     assert plain.image.tobytes() != changed.image.tobytes()

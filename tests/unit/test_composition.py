@@ -1,4 +1,4 @@
-"""Who speaks where: mixtures against vectors picked by hand, style mixing, several concepts in one prompt."""
+"""Which concept counts where: mixtures against vectors picked by hand, style mixing, several concepts in one prompt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from frames import created, packed
 from torch import Tensor
 
 from neti.models.attention.layers import cross_attention_layers
@@ -14,14 +15,16 @@ from neti.models.backbone.backbone import Backbone
 from neti.models.conditioning.composition import (
     Mixture,
     Rule,
+    concepts_in,
     geometry_layers,
     parse_layers,
+    require_concept,
     style_mixture,
-    voices_in,
 )
 from neti.models.conditioning.conditioning import ConceptVectors
+from neti.models.conditioning.prompts import Prompt
 from neti.models.generation.sampling import SamplingConfig, prepare_conditioning
-from neti.models.methods import XTI, Method, NeTI, NeTIConfig, TextualInversion, TextualInversionConfig, XTIConfig
+from neti.models.methods import XTI, Method, NeTI, NeTIConfig, TextualInversion, WordVectorsConfig
 from neti.utils.errors import UserError
 
 TIMESTEPS = torch.tensor([999, 601, 600, 599, 1, 0])
@@ -31,15 +34,13 @@ WIDTH, LAYERS = 32, 16
 def neti(seed: int, **config: Any) -> NeTI:
     generator = torch.Generator().manual_seed(seed)
     embedding = torch.randn(WIDTH, generator=generator)
-    made = NeTI.create(NeTIConfig(**config), num_layers=LAYERS, initial_embedding=embedding, generator=generator)
+    made = created(NeTI, NeTIConfig(**config), LAYERS, embedding, generator)
     return made.eval()
 
 
 def word(seed: int) -> TextualInversion:
     embedding = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
-    return TextualInversion.create(
-        TextualInversionConfig(), num_layers=LAYERS, initial_embedding=embedding
-    ).requires_grad_(False)
+    return created(TextualInversion, WordVectorsConfig(), LAYERS, embedding).requires_grad_(False)
 
 
 def full(vectors: ConceptVectors) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +62,7 @@ def same(mixed: ConceptVectors, expected: Callable[[int, int], tuple[Method, int
                 torch.testing.assert_close(mine[l, k], own[l, k], rtol=0, atol=1e-6)
 
 
-def test_the_last_rule_that_applies_speaks() -> None:
+def test_the_last_rule_that_applies_counts() -> None:
     a, b, c = neti(0), neti(1, bypass_alpha=0.5), word(2)
     mixture = Mixture(
         [
@@ -124,9 +125,9 @@ def test_a_mixture_of_a_concept_with_itself_is_the_concept(tiny_backbone: Backbo
     config = SamplingConfig(steps=4)
     mixture = style_mixture(method, method, cross_attention_layers(tiny_backbone.unet), mixing_start=500)
     alone, mixed = (
-        prepare_conditioning(tiny_backbone, "a photo of a {x}", {"{x}": voice}, config) for voice in (method, mixture)
+        prepare_conditioning(tiny_backbone, "a photo of a {x}", {"{x}": each}, config) for each in (method, mixture)
     )
-    torch.testing.assert_close(mixed.conditional, alone.conditional, rtol=0, atol=1e-6)
+    torch.testing.assert_close(packed(mixed), packed(alone), rtol=0, atol=1e-6)
 
 
 def test_several_concepts_share_one_text_encoder_call(tiny_backbone: Backbone) -> None:
@@ -134,9 +135,10 @@ def test_several_concepts_share_one_text_encoder_call(tiny_backbone: Backbone) -
     tiny_backbone.text_encoder.encoder.register_forward_pre_hook(
         lambda _, __, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
     )
-    voices = {"{mug}": neti(0), "{cat}": word(1), "{cat:4}": Mixture([Rule(neti(2), truncation=4)])}
+    concepts = {"{mug}": neti(0), "{cat}": word(1), "{cat:4}": Mixture([Rule(neti(2), truncation=4)])}
     config = SamplingConfig(steps=3)
-    prepare_conditioning(tiny_backbone, "{mug} and {cat} and {mug} or {cat:4}", voices, config, chunk_rows=None)
+    prompt = "{mug} and {cat} and {mug} or {cat:4}"
+    prepare_conditioning(tiny_backbone, prompt, concepts, config, chunk_rows=128).at(0)
     assert rows == [LAYERS * 3, 1], "all layers and steps at once, and the negative prompt"
 
 
@@ -145,7 +147,7 @@ def test_two_concepts_are_two_new_rows_of_a_stock_clip(tiny_backbone: Backbone) 
     a, b = word(1), word(2)
     prompt = "a photo of {mug} next to {cat} and {mug}"
     config = SamplingConfig(steps=1)
-    ours = prepare_conditioning(tiny_backbone, prompt, {"{mug}": a, "{cat}": b}, config).conditional
+    ours = prepare_conditioning(tiny_backbone, prompt, {"{mug}": a, "{cat}": b}, config).at(0)[0]
 
     stock, tokenizer = tiny_backbone.text_encoder, tiny_backbone.tokenizer
     stock.resize_token_embeddings(len(tokenizer) + 2, mean_resizing=False)
@@ -158,7 +160,9 @@ def test_two_concepts_are_two_new_rows_of_a_stock_clip(tiny_backbone: Backbone) 
         ids += rows.get(piece) or tokenizer(piece, add_special_tokens=False).input_ids
     ids += [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(ids) - 1)
     expected = stock(input_ids=torch.tensor([ids])).last_hidden_state
-    torch.testing.assert_close(ours.unflatten(1, (2 * LAYERS, -1))[0], expected.expand(2 * LAYERS, -1, -1))
+    torch.testing.assert_close(ours.keys[:, 0], expected.expand(LAYERS, -1, -1))
+    assert torch.equal(ours.keys, ours.values)
+    assert ours.slots is not None and ours.slots[0].tolist()[: len(pieces) + 4].count(1) == 2 == ours.slots.max()
 
 
 def test_sampling_leaves_every_mode_as_it_was(tiny_backbone: Backbone) -> None:
@@ -167,7 +171,7 @@ def test_sampling_leaves_every_mode_as_it_was(tiny_backbone: Backbone) -> None:
     before = [module.training for module in mixture.modules()]
     config = SamplingConfig(steps=2)
     once, again = (prepare_conditioning(tiny_backbone, "{x}", {"{x}": mixture}, config) for _ in range(2))
-    assert torch.equal(once.conditional, again.conditional), "nested dropout is off"
+    assert torch.equal(packed(once), packed(again)), "nested dropout is off"
     assert [module.training for module in mixture.modules()] == before
 
 
@@ -197,12 +201,12 @@ def test_wrong_layers_are_told(tiny_backbone: Backbone, text: str, told: str) ->
         parse_layers(text, cross_attention_layers(tiny_backbone.unet))
 
 
-def test_a_layer_or_timestep_without_a_voice_is_named() -> None:
+def test_a_layer_or_timestep_without_a_concept_is_named() -> None:
     names = [f"L{index}" for index in range(LAYERS)]
     rules = [Rule(word(0), layers=frozenset(range(15))), Rule(word(1), timesteps=(0, 600))]
-    with pytest.raises(UserError, match="no rule speaks at L15, timesteps 601-999; begin with a rule for all"):
+    with pytest.raises(UserError, match="no rule is for L15, timesteps 601-999; begin with a rule for all"):
         Mixture(rules, names)
-    with pytest.raises(UserError, match="no rule speaks at layer 15, timesteps 601-999"):
+    with pytest.raises(UserError, match="no rule is for layer 15, timesteps 601-999"):
         Mixture(rules)
 
 
@@ -224,7 +228,7 @@ def test_mixtures_that_do_not_work_are_refused(rules: Callable[[], list[Rule]], 
 
 
 def narrow() -> XTI:
-    return XTI.create(XTIConfig(), num_layers=LAYERS, initial_embedding=torch.zeros(16))
+    return created(XTI, WordVectorsConfig(), LAYERS, torch.zeros(16))
 
 
 def test_a_mixture_knows_which_truncations_it_can_keep() -> None:
@@ -234,9 +238,9 @@ def test_a_mixture_knows_which_truncations_it_can_keep() -> None:
         mixture.check_truncation(129)
 
 
-def test_prompts_name_their_voices() -> None:
+def test_prompts_name_their_concepts() -> None:
     a, b = neti(0), neti(1)
-    found = voices_in("{} with {cat}, {cat:16} and {cat}; {0}", {"": a, "cat": b})
+    found = concepts_in(Prompt.parse("{} with {cat}, {cat:16} and {cat}; {0}"), {"{}": a, "cat": b})
     assert list(found) == ["{}", "{cat}", "{cat:16}"]
     assert found["{}"] is a and found["{cat}"] is b
     same(found["{cat:16}"].vectors(TIMESTEPS), lambda *_: (b, 16))
@@ -253,6 +257,8 @@ def test_prompts_name_their_voices() -> None:
         ("a {mug:x}", r"has \{mug:x\}"),
     ],
 )
-def test_prompts_that_name_none_or_unknown_voices(prompt: str, told: str) -> None:
+def test_prompts_that_name_none_or_unknown_concepts(prompt: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        voices_in(prompt, {"mug": neti(0), "cat": word(1)})
+        known = {"mug": neti(0), "cat": word(1)}
+        require_concept(Prompt.parse(prompt), known)
+        concepts_in(Prompt.parse(prompt), known)
