@@ -92,6 +92,8 @@ class Concept:
                 config = method_class.config_class(**header["config"])
                 if "frame" in header:
                     frame = Frame.from_record(header["frame"])
+                    if (frame.num_places, frame.text_width) != (header["num_layers"], header["text_width"]):
+                        raise ValueError("its frame and its sizes disagree")
                 else:  # written by an earlier version
                     frame = Frame.of_sizes(header["num_layers"], [header["text_width"]])
                 method = method_class(config, frame)

@@ -151,7 +151,7 @@ def test_a_place_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
 
 FULL_DISK = """
 import resource, sys
-sys.path.insert(0, {folder!r})
+sys.path[:0] = [{folder!r}, {folder!r} + "/.."]
 from test_concept import make_concept
 from neti.utils.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # stands in for a full disk: writing fails half way
