@@ -143,7 +143,7 @@ def test_writes_images_with_their_recipe_and_grids(run: Run, tmp_path: Path, tin
         "placeholder": "<toy>",
         "torch_dtype": "fp32",
         "safety_checker": False,
-        "voices": None,
+        "concepts": None,
         "word": None,
     }
     assert record["made_with"]["concept_files"] == ["concept-steps-30.safetensors"]

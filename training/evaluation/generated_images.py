@@ -65,7 +65,7 @@ def read_generated(folders: Sequence[Path]) -> GeneratedSet:
                 f"{path} carries no recipe, so its prompt is not known: measure images as scripts/inference.py writes "
                 "them, and take other files out of the folder"
             )
-        if recipe.get("voices"):
+        if recipe.get("concepts") or recipe.get("voices"):  # the name that earlier versions gave them
             raise UserError(
                 f"{path} shows named concepts ({image.prompt!r}), and a measurement is of one concept: generate images "
                 f"of prompts with {SLOT}"

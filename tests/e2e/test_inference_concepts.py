@@ -19,7 +19,7 @@ from PIL import Image
 from neti.models.attention.layers import cross_attention_layers
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
-from neti.models.conditioning.composition import Mixture, Rule, Voice, style_mixture
+from neti.models.conditioning.composition import AnyConcept, Mixture, Rule, style_mixture
 from neti.models.generation.recipes import content_hash
 from neti.models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
 from neti.models.methods import METHODS, Method
@@ -99,8 +99,8 @@ def succeed(result: Result) -> str:
     return result.out
 
 
-def by_hand(backbone: Backbone, prompt: str, voices: dict[str, Voice], seed: int, **kwargs: Any) -> np.ndarray:
-    conditioning = prepare_conditioning(backbone, prompt, voices, SAMPLING, **kwargs)
+def by_hand(backbone: Backbone, prompt: str, concepts: dict[str, AnyConcept], seed: int, **kwargs: Any) -> np.ndarray:
+    conditioning = prepare_conditioning(backbone, prompt, concepts, SAMPLING, **kwargs)
     latents = denoise(backbone, conditioning, initial_latents(backbone, [seed], SAMPLING), SAMPLING)
     return np.asarray(decode(backbone, latents)[0]).astype(int)
 
@@ -134,7 +134,7 @@ def test_concepts_are_bound_by_name_whatever_their_placeholder(
     assert close(pixels(folders["{mug} and {m"] / "0.png"), expected)
 
     record = read_metadata(both / "0.png") or {}
-    assert record["recipe"]["voices"] == {
+    assert record["recipe"]["concepts"] == {
         "mug": content_hash([concepts["mug"]]),
         "cat": content_hash([concepts["cat"] / "concept-steps-30.safetensors"]),
     }
@@ -144,7 +144,7 @@ def test_concepts_are_bound_by_name_whatever_their_placeholder(
     fewer = {name: str(path) for name, path in concepts.items() if name != "word"}
     assert "2 there already, 0 to make" in succeed(run(concepts=fewer)), "a concept not named changes nothing"
     [error] = run(concepts={**fewer, "mug": str(concepts["word"])}).errors
-    assert "made from another recipe (voices " in error
+    assert "made from another recipe (concepts " in error
 
 
 def test_rules_say_which_concept_speaks_where(
@@ -157,7 +157,7 @@ def test_rules_say_which_concept_speaks_where(
     expected = by_hand(backbone, "{blend}", {"{blend}": Mixture([Rule(method["mug"]), outer])}, 3)
     image = tmp_path / "images" / "{blend}" / "3.png"
     assert close(pixels(image), expected)
-    first, second = (read_metadata(image) or {})["recipe"]["voices"]["blend"]
+    first, second = (read_metadata(image) or {})["recipe"]["concepts"]["blend"]
     assert (first["layers"], first["timesteps"], first["truncation"]) == ("all", [0, 999], None)
     assert second["layers"] == [f"OUT{n:02d}" for n in range(6, 12)] and second["timesteps"] == [0, 600]
 
@@ -231,7 +231,7 @@ def test_a_concept_of_the_public_code_beside_one_of_ours(run: Run, tmp_path: Pat
         ({"concepts": {"mug": "mapper-steps-7.pt"}}, ["needs learned_embeds-steps-7.bin beside it"]),
         (
             {"mixtures": {"a": [{"concept": "mug", "layers": "OUT6"}], "b": [{"concept": "mug", "layers": "IN01"}]}},
-            ["mixtures.a: layers 'OUT6'", "mixtures.b: no rule speaks at IN02, timesteps 0-999"],
+            ["mixtures.a: layers 'OUT6'", "mixtures.b: no rule is for IN02, timesteps 0-999"],
         ),
         (
             {"mixtures": {"a": [{"concept": "word", "truncation": 3}]}},
