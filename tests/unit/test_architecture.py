@@ -58,6 +58,33 @@ def test_every_folder_with_modules_is_packaged():
     assert not missing, f"{missing} have no __init__.py: installed editable they work, in a wheel they are gone"
 
 
+UNET_CALLERS = {
+    Path("models/backbone/denoiser.py"),  # the only caller
+    Path("training/miniature/pretraining/unet.py"),  # trains the U-Net itself
+    Path("training/studies/benchmark/trainers.py"),  # the stock U-Net, which everything is compared with
+}
+
+
+def test_the_denoiser_is_the_only_caller_of_a_unet():
+    calls = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                keywords = {keyword.arg for keyword in node.keywords}
+                if called == "unet" or "encoder_hidden_states" in keywords:
+                    calls[path.relative_to(ROOT)] = node.lineno
+    assert Path("models/backbone/denoiser.py") in calls, "the walk sees it"
+    assert calls.keys() <= UNET_CALLERS, f"only the Denoiser calls a U-Net: {calls}"
+
+
+def test_a_folder_shows_under_ten_names():
+    """What a reader sees of a folder with `ls`."""
+    for folder in {path.parent for path in FILES} - {ROOT / "scripts"}:
+        names = {entry.name for entry in folder.iterdir()} - {"__init__.py", "py.typed", "__pycache__"}
+        assert len(names) < 10, f"{folder.relative_to(ROOT)} has {len(names)} entries: {sorted(names)}"
+
+
 def test_versions_are_pinned():
     for name in ("requirements.txt", "requirements-dev.txt"):
         lines = (ROOT / "environment" / name).read_text().splitlines()
