@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from neti.utils.errors import UserError, exit_on_user_error
+from neti.utils.errors import SHOWN, ArgumentParser, UserError, exit_on_user_error, first_line, shorten, shown
 
 
 def test_each_line_of_a_user_error_is_told_as_one_error_and_the_exit_code_is_2(
@@ -40,3 +44,50 @@ def test_a_bug_keeps_its_traceback() -> None:
 
     with pytest.raises(ValueError, match="not the user's fault"):
         main()
+
+
+def test_other_peoples_text_is_shortened_in_messages() -> None:
+    assert shorten("abc") == first_line(ValueError("\n abc \nmore")) == "abc"
+    assert first_line(ValueError()) == "ValueError"
+    assert first_line(KeyError("step")) == "'step' is missing"
+    assert shorten("a" * 12_000 + "end").startswith("aaa") and shorten("a" * 12_000 + "end").endswith("aend")
+    assert len(shorten("a" * 12_000)) == SHOWN
+    loop: list[object] = []
+    loop.append(loop)
+    for value in ("\ud800" * 12_000, list(range(10**6)), {n: "x" * 1000 for n in range(1000)}, loop, object()):
+        assert len(shown(value)) <= SHOWN
+        assert shown(value).isascii()
+    assert shown(["a", {"b": 1}, None]) == "['a', {'b': 1}, None]"
+
+
+def test_a_wrong_option_of_a_script_is_one_short_line() -> None:
+    parser = ArgumentParser(prog="x.py")
+    parser.add_argument("--seed", type=int)
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(["--seed", "9" * 5000])
+    line = str(caught.value)
+    assert line.startswith("argument --seed: invalid int value: '999") and line.endswith(
+        "x.py --help lists the options"
+    )
+    assert len(line) < 300 and "\n" not in line
+
+
+PRINTS = """
+from neti.utils.errors import exit_on_user_error
+@exit_on_user_error
+def main():
+    for _ in range(100_000):
+        print("photo of a {}, 写真")
+raise SystemExit(main())
+"""
+
+
+def test_a_reader_that_stops_and_a_terminal_that_knows_ascii_only_are_no_bugs() -> None:
+    script = [sys.executable, "-c", PRINTS]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"photo of a {}, \\u5199\\u771f\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -13,7 +13,7 @@ from typing import Optional
 
 from ...models.conditioning.prompts import SLOT, VALIDATION_PROMPTS
 from ...utils.config.parsing import Config
-from ...utils.config.values import setting
+from ...utils.config.values import name_or_path, setting
 from ...utils.devices import device_problems
 from ...utils.images import SquareMode
 from ...utils.seeds import parse_seeds
@@ -123,7 +123,7 @@ class ModelConfig(Config):
     """The frozen model and the mapper that learns the concept."""
 
     # Hugging Face name or local diffusers folder of the model; "miniature" is the one bundled here
-    pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
+    pretrained_model_name_or_path: str = setting("CompVis/stable-diffusion-v1-4", parse=name_or_path)
     # Order the mapper's hidden units by importance, so that a concept can be truncated
     use_nested_dropout: bool = True
     # Probability of a random cut per mapper call during training
@@ -270,7 +270,7 @@ class RunConfig(Config):
     eval: EvalConfig = field(default_factory=EvalConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     # Go on with a run: "latest" of this run's folder, or the path of a saved state
-    resume: Optional[str] = None
+    resume: Optional[str] = setting(None, parse=name_or_path)
     # Empty the run folder and start again
     overwrite: bool = False
     # Check everything, print the plan of the run, train nothing

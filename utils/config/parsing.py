@@ -21,12 +21,14 @@ import pyrallis
 import yaml
 from pyrallis.argparsing import ArgumentParser
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..files import user_path
 from .values import convert, range_problem
 from .yaml_text import load_yaml, parse_flow
 
 COMMAND_LINE = "command line"
 CUTOFF = 0.75  # how alike (difflib) a key must be to be suggested
+MAX_PROBLEMS = 20  # a file that is no config at all would fill the screen
 
 
 class Config:
@@ -57,8 +59,9 @@ def parse_config(config_class: type[C], argv: Sequence[str]) -> C:
         ArgumentParser(config_class=config_class).parse_args(["--help"])
     reader = _Reader(config_class)
     values = reader.read(argv)
-    if reader.problems:
-        raise UserError("\n".join(reader.problems))
+    if lines := reader.problems:
+        more = [f"and {len(lines) - MAX_PROBLEMS} more mistakes"] if len(lines) > MAX_PROBLEMS else []
+        raise UserError("\n".join(lines[:MAX_PROBLEMS] + more))
     config = pyrallis.decode(config_class, values)
     config.validate()
     return config
@@ -113,13 +116,13 @@ class _Reader:
         options = self._options(argv)
         written: dict[str, _Written] = {}
         for path in self.files:
-            self._flatten(load_yaml(Path(path)), "", path, written)
+            self._flatten(load_yaml(user_path(path)), "", path, written)
         for name, text in options.items():
             is_mapping = name in self.groups and text.lstrip().startswith("{")
             try:
                 self._flatten({name: parse_flow(text) if is_mapping else text}, "", COMMAND_LINE, written)
             except UserError as error:
-                self.problems.append(f"{name} = {text!r} ({COMMAND_LINE}): {error}")
+                self.problems.append(f"{name} = {shown(text)} ({COMMAND_LINE}): {error}")
         values: dict[str, Any] = {}
         for name, (raw, where) in written.items():
             try:
@@ -146,7 +149,7 @@ class _Reader:
             word = rest.pop(0)
             if not word.startswith("--"):
                 hint = 'options are written --group.key value, and a list in one piece: "[1, 2]"'
-                self.problems.append(f"unexpected argument {word!r}; {hint}")
+                self.problems.append(f"unexpected argument {shown(word)}; {hint}")
                 continue
             name, equals, text = word[2:].partition("=")
             name = name.replace("-", "_")
@@ -167,7 +170,7 @@ class _Reader:
 
     def _flatten(self, tree: Any, prefix: str, where: str, written: dict[str, _Written]) -> None:
         if not isinstance(tree, Mapping):
-            place = f"{prefix[:-1]} = {tree!r} ({where})" if prefix else where
+            place = f"{prefix[:-1]} = {shown(tree)} ({where})" if prefix else where
             self.problems.append(f"{place}: must hold keys, written as `key: value`")
             return
         for key, raw in tree.items():
@@ -179,19 +182,22 @@ class _Reader:
 
     def _value(self, name: str, raw: Any, where: str) -> Any:
         if name not in self.keys:
-            raise UserError(f"unknown key {name} = {raw!r} ({where}); {self._suggestion(name)}")
+            word = name if name.isprintable() and len(name) < 100 else shown(name)
+            raise UserError(f"unknown key {word} = {shown(raw)} ({where}); {self._suggestion(name)}")
         kind, field = self.keys[name]
+        if raw == "" and where == COMMAND_LINE and typing.get_origin(kind) is typing.Union:
+            raise UserError(f"--{name} is empty, as an unset variable is; leave it out, or write --{name} null")
         try:
             value = convert(kind, raw, field.metadata.get("parse"))
         except UserError as error:
-            raise UserError(f"{name} = {raw!r} ({where}): {error}") from None
+            raise UserError(f"{name} = {shown(raw)} ({where}): {error}") from None
         if problem := range_problem(value, field):
-            raise UserError(f"{name} = {raw!r} ({where}): {problem}")
+            raise UserError(f"{name} = {shown(raw)} ({where}): {problem}")
         return value
 
     def _suggestion(self, name: str) -> str:
         group, _, leaf = name.rpartition(".")
-        names = [*self.keys, *self.groups]
+        names = [*self.keys, *self.groups] if len(name) < 100 else []
         by_leaf = {known.rpartition(".")[2]: known for known in reversed(names)}
         if close := difflib.get_close_matches(name, names, n=1, cutoff=CUTOFF):
             return f"did you mean {close[0]}?"
@@ -217,5 +223,5 @@ def _all_problems(config: Config, prefix: str = "") -> list[str]:
         if isinstance(value, Config):
             lines += _all_problems(value, f"{prefix}{field.name}.")
         elif problem := range_problem(value, field):
-            lines.append(f"{prefix}{field.name} = {value!r}: {problem}")
+            lines.append(f"{prefix}{field.name} = {shown(value)}: {problem}")
     return lines + config.problems()
