@@ -313,6 +313,42 @@ def test_null_seeds_count_from_zero() -> None:
             ["--optim", "{seed: 1"],
             "optim = '{seed: 1' (command line): not a valid YAML list or mapping (line 1, column 9: ",
         ),
+        (
+            ["--optim.num_train_epochs", "3"],
+            "unknown key optim.num_train_epochs = '3' (command line); there are no epochs here; write "
+            "optim.max_train_steps: epochs x images x data.repeats / (train_batch_size x ",
+        ),
+        (
+            ["--optim.lr_warmup_steps", "10"],
+            "optim.lr_warmup_steps = 10 does nothing under optim.lr_scheduler = constant; write constant_with_warmup",
+        ),
+        (
+            ["--data.resolution", "80000000"],
+            "data.resolution = '80000000' (command line): must be at most 8192 (a step at that size fills every GPU)",
+        ),
+        (["--data.repeats", "1" + "0" * 15], f"data.repeats = '1{'0' * 15}' (command line): must be at most 100000 ("),
+        (
+            ["--eval.num_validation_images", "1000000000000", "--eval.validation_seeds", "null"],
+            "eval.num_validation_images = '1000000000000' (command line): must be at most 100 (",
+        ),
+        (
+            ["--optim.gradient_accumulation_steps", "1" + "0" * 26],
+            f"optim.gradient_accumulation_steps = '1{'0' * 26}' (command line): must be a whole number of 64 bits",
+        ),
+        (["--optim.train_batch_size", "10000000000"], "optim.train_batch_size = '10000000000' (command line): must be"),
+        (
+            ["--optim.train_batch_size", "4096", "--optim.gradient_accumulation_steps", "4096"],
+            "optim.train_batch_size x optim.gradient_accumulation_steps = 16777216: must be at most 1000000, ",
+        ),
+        (["--log.exp_name", "../other"], "log.exp_name = '../other' must be a folder in log.exp_dir"),
+        (["--log.exp_name", "a/.."], "log.exp_name = 'a/..' must be a folder in log.exp_dir"),
+        (["--log.exp_name", "/tmp/x"], "log.exp_name = '/tmp/x' must be a folder in log.exp_dir"),
+        (["--log.exp_name", "n" * 300], f"log.exp_name = '{'n' * 99}"),
+        (
+            ["--log.logging_dir", "../../tb"],
+            "log.logging_dir = '../../tb' leads out of log.exp_dir; if that is meant, write the absolute path",
+        ),
+        (["--log.project", "a/b"], "log.project = 'a/b' must be a short name without slashes"),
         (["--resume"], "--resume needs a value: --resume VALUE"),
         (
             ["eval.validation_steps=3"],
@@ -427,6 +463,12 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_unset_variable_of_a_shell_is_not_null(option: str) -> None:
     told = f"{option} is empty, as an unset variable is; leave it out, or write {option} null"
     assert problem(option, "") == problem(f"{option}=") == told
+
+
+def test_the_trackers_may_write_beside_the_run_and_where_an_absolute_path_says() -> None:
+    for folder in ("../tb", "/tmp/tb"):
+        parse_config(RunConfig, [*REQUIRED, "--log.logging_dir", folder])
+    assert parse_config(RunConfig, [*REQUIRED, "--log.exp_name", "cats/tom"]).log.run_dir == Path("outputs/cats/tom")
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -15,7 +15,7 @@ import enum
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import pyrallis
 import yaml
@@ -32,7 +32,12 @@ MAX_PROBLEMS = 20  # a file that is no config at all would fill the screen
 
 
 class Config:
-    """Base of every config dataclass. Ranges stand with the fields (`setting`), checks across fields in `problems`."""
+    """Base of every config dataclass. Ranges stand with the fields (`setting`), checks across fields in `problems`.
+
+    absent: keys that users of other programs look for -> what to write instead.
+    """
+
+    absent: ClassVar[Mapping[str, str]] = {}
 
     def problems(self) -> list[str]:
         """One line for each combination of this config's values that makes no sense."""
@@ -109,6 +114,7 @@ class _Reader:
         self.groups: list[str] = []
         self.problems: list[str] = []
         self.files: list[str] = []
+        self.absent = config_class.absent
         self._list_keys(config_class, "")
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
@@ -197,6 +203,8 @@ class _Reader:
 
     def _suggestion(self, name: str) -> str:
         group, _, leaf = name.rpartition(".")
+        if leaf in self.absent:
+            return self.absent[leaf]
         names = [*self.keys, *self.groups] if len(name) < 100 else []
         by_leaf = {known.rpartition(".")[2]: known for known in reversed(names)}
         if close := difflib.get_close_matches(name, names, n=1, cutoff=CUTOFF):
