@@ -343,7 +343,7 @@ def test_null_seeds_count_from_zero() -> None:
         (["--log.exp_name", "../other"], "log.exp_name = '../other' must be a folder in log.exp_dir"),
         (["--log.exp_name", "a/.."], "log.exp_name = 'a/..' must be a folder in log.exp_dir"),
         (["--log.exp_name", "/tmp/x"], "log.exp_name = '/tmp/x' must be a folder in log.exp_dir"),
-        (["--log.exp_name", "n" * 300], f"log.exp_name = '{'n' * 99}"),
+        (["--log.exp_name", "n" * 300], f"log.exp_name = '{'n' * 50}"),
         (
             ["--log.logging_dir", "../../tb"],
             "log.logging_dir = '../../tb' leads out of log.exp_dir; if that is meant, write the absolute path",

@@ -22,9 +22,8 @@ from neti.models.conditioning.tokens import tokenize
 from neti.models.generation.sampling import NaNImageError
 from neti.models.methods import METHODS, NeTI, NeTIConfig
 from neti.training.coach.logs import MetricsLog
-from neti.training.coach.losses import Diverged, Losses
 from neti.training.coach.objective import Batch, Objective
-from neti.training.coach.optimizer import make_optimizer
+from neti.training.coach.optimizer import Diverged, Losses, make_optimizer
 from neti.training.coach.run_folder import RunFolder
 from neti.training.coach.stop import GracefulStop
 from neti.training.config.options import LRSchedule

@@ -95,6 +95,10 @@ class RunFolder:
             return []
         return sorted({self._name(path) for path in self._own()} - self._recorded())
 
+    def derived_text(self) -> bytes:
+        """`derived.json` as it is, which every call that writes here changes; empty if there is none."""
+        return self.derived.read_bytes() if self.derived.is_file() else b""
+
     def check_places(self) -> None:
         """UserError for a file where a folder must be, a folder where a file must be, and places without permission."""
         for folder in (self.path, self.states_folder, self.validation_folder):

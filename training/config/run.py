@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar, Optional
+from typing import Any, ClassVar, Optional
 
 from ...models.conditioning.prompts import SLOT, VALIDATION_PROMPTS
 from ...utils.config.parsing import Config
@@ -32,7 +32,7 @@ from .options import (
 )
 
 LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
-STEPS = {"at_most": 10**9, "why": "more would take years"}
+STEPS: dict[str, Any] = {"at_most": 10**9, "why": "more would take years"}
 MAX_SAMPLES = 1_000_000  # of one optimizer step
 COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method")  # rest: neti's
 

@@ -23,6 +23,7 @@ from pyrallis.argparsing import ArgumentParser
 
 from ..errors import UserError, shown
 from ..files import user_path
+from ..image_files import write_atomically
 from .values import convert, range_problem
 from .yaml_text import load_yaml, parse_flow
 
@@ -72,28 +73,28 @@ def parse_config(config_class: type[C], argv: Sequence[str]) -> C:
     return config
 
 
-def to_plain_dict(config: Any) -> Any:
-    """A config as nested dicts, lists, strings, numbers, booleans and None, ready for JSON or YAML."""
+def to_plain_dict(config: Any, *, names_only: bool = False) -> Any:
+    """A config as nested dicts, lists, strings, numbers, booleans and None, ready for JSON or YAML.
+
+    names_only: of paths, keep the last part, for files that are made to be shared.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {field.name: to_plain_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if isinstance(config, enum.Enum):
         return config.name
     if isinstance(config, Path):
-        return str(config)
+        return config.name if names_only else str(config)
     if isinstance(config, Mapping):
-        return {name: to_plain_dict(value) for name, value in config.items()}
+        return {name: to_plain_dict(value, names_only=names_only) for name, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return [to_plain_dict(item) for item in config]
+        return [to_plain_dict(item, names_only=names_only) for item in config]
     return config
 
 
-def save_yaml(config: Config, path: Path | str) -> None:
-    """Write a config as YAML that `parse_config` reads back to an equal config. UserError if it cannot be written."""
+def save_yaml(config: Config, path: Path) -> None:
+    """Write a config, atomically, as YAML that `parse_config` reads back to an equal config. UserError if it cannot."""
     text = yaml.safe_dump(to_plain_dict(config), sort_keys=False, allow_unicode=True, width=120)
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the config cannot be written to {path}: {error.strerror}; choose another folder") from None
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 class _Key(NamedTuple):
