@@ -132,7 +132,7 @@ class MetricsLog:
             accelerator.init_trackers(config.log.project, init_kwargs=options)
         except Exception as error:  # each tracker has its own kinds: not logged in, no network, a full disk
             raise UserError(
-                f"log.report_to = {config.log.report_to} cannot be started ({first_line(error)}); mend that, or write none"
+                f"log.report_to = {config.log.report_to} cannot be started: {first_line(error)}; mend it, or write none"
             ) from error
         if accelerator.is_main_process:
             run.expect(*(path for path in run.events() if path not in before))
