@@ -42,6 +42,15 @@ def pick_device(name: str, key: str = "device") -> torch.device:
     return device
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 products on NVIDIA GPUs since Ampere may round their factors to TF32's 11 bits, cuDNN's included,
+    which does so unless it is forbidden."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def device_problems(key: str, device: str) -> list[str]:
     """One line if `device` is not the name of any device (whether it is there is asked when it is used)."""
     if DEVICE_PATTERN.fullmatch(device):

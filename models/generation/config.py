@@ -7,7 +7,7 @@ from typing import Optional
 
 from ...utils.config.choices import Choice
 from ...utils.config.parsing import Config
-from ...utils.config.values import setting
+from ...utils.config.values import name_or_path, setting
 from ...utils.devices import device_problems
 from ...utils.seeds import parse_seeds
 from ..conditioning.prompts import NAME
@@ -62,7 +62,7 @@ class InferenceConfig(Config):
     # A plain word for {} instead of a concept: what the base model makes of the prompt alone
     word: Optional[str] = None
     # Model to generate with; unset: the one the concept was trained on
-    pretrained_model_name_or_path: Optional[str] = None
+    pretrained_model_name_or_path: Optional[str] = setting(None, parse=name_or_path)
     # Revision of the Hugging Face model: a branch, a tag or a commit
     revision: Optional[str] = None
     # What the images should not show
@@ -70,11 +70,11 @@ class InferenceConfig(Config):
     # Denoising steps per image
     num_denoising_steps: int = setting(50, at_least=1, at_most=1000)
     # Strength of the prompt; 1 or less switches guidance off
-    guidance_scale: float = setting(7.5, at_least=0)
+    guidance_scale: float = setting(7.5, at_least=0, at_most=1000, why="images are noise long before")
     # Sampler by name, such as dpmsolver++
     scheduler: str = "dpmsolver++"
     # Images denoised together; changes memory and speed, not the images
-    batch_size: int = setting(4, at_least=1)
+    batch_size: int = setting(4, at_least=1, at_most=1024, why="no device holds more at once, and it saves no time")
     # auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N
     device: str = "auto"
     # Run the base model's safety checker; unset: if it has one

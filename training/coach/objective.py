@@ -20,6 +20,7 @@ from ...models.conditioning.conditioning import condition
 from ...models.conditioning.prompts import SLOT
 from ...models.conditioning.tokens import Tokens
 from ...models.methods.base import Method
+from ...utils.devices import allow_tf32
 from ...utils.errors import UserError
 
 TARGETS = ("epsilon", "v_prediction")
@@ -46,6 +47,7 @@ class Objective(nn.Module):
     The method is the only registered submodule, so `parameters()` is exactly what is trained, and wrapping this module
     in DistributedDataParallel synchronises exactly that. The frozen backbone is reached through plain objects.
     compile_backend: compile the U-Net's training pass with this backend of `torch.compile`, as one graph or not at all.
+    allow_tf32: in the frozen parts, forward and backward; the method computes in float32 itself.
     Errors: UserError when the backbone predicts something other than noise or velocity.
     """
 
@@ -56,10 +58,12 @@ class Objective(nn.Module):
         *,
         gradient_checkpointing: bool = False,
         compile_backend: str | Callable[..., Any] | None = None,
+        allow_tf32: bool = False,
     ) -> None:
         super().__init__()
         self.method = method
         self.backbone = backbone
+        self.allow_tf32 = allow_tf32
         # The folder's own sampler may be any class (PNDM in SD 1.4); the forward process is DDPM's in all of them.
         self.diffusion = DDPMScheduler.from_config(backbone.scheduler.config)
         self.target = self.diffusion.config["prediction_type"]
@@ -96,6 +100,9 @@ class Objective(nn.Module):
         noisy = self.diffusion.add_noise(batch.latents, batch.noise, batch.timesteps)
         with torch.autocast(noisy.device.type, enabled=False):
             vectors = self.method.vectors(batch.timesteps, generator=batch.generators)
+            if self.allow_tf32:
+                allow_tf32(True)  # until the gradients arrive back at the method
+                vectors.words.register_hook(lambda _: allow_tf32(False))
             conditioning = condition(self.backbone.text, batch.tokens, {SLOT: vectors}, self.backbone.frame)
             if self.training:
                 self.method.observe(conditioning)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 
 from ...models.judging.resizing import Resizing
 from ...utils.config.parsing import Config
-from ...utils.config.values import setting
+from ...utils.config.values import name_or_path, setting
 from ...utils.devices import device_problems
 from .rows import PROMPT_ONLY, TRAINING_IMAGES
 from .scores import PlaceholderRule
@@ -47,11 +47,11 @@ class MetricsConfig(Config):
     # Where metrics.json, metrics.csv and metrics.png go; earlier ones are replaced
     output_dir: Path = Path("./outputs/metrics")
     # The judge: a CLIP model by Hugging Face name or local folder; "miniature-judge" is the one bundled here
-    judge: str = "openai/clip-vit-base-patch32"
+    judge: str = setting("openai/clip-vit-base-patch32", parse=name_or_path)
     # Revision of the judge: a branch, a tag or a commit
     judge_revision: Optional[str] = None
     # Also measure image similarity with this DINO or ViT, such as facebook/dino-vits16; unset: do not
-    dino: Optional[str] = None
+    dino: Optional[str] = setting(None, parse=name_or_path)
     # In the text an image is compared with, the placeholder is removed or replaced by the super-category word
     placeholder: PlaceholderRule = PlaceholderRule.removed
     # How images are made as small as the judge's input: pil (antialiased) or tensor (bicubic, not antialiased)

@@ -21,9 +21,8 @@ from ....models.backbone.denoiser import Denoiser
 from ....models.conditioning.conditioning import Conditioning
 from ....models.methods import NeTI, NeTIConfig, Start
 from ...coach.launch import make_accelerator
-from ...coach.plan import make_plan
+from ...coach.plan import Setup, make_plan
 from ...coach.run_folder import RunFolder
-from ...coach.setup import Setup
 from ...coach.trainer import Trainer
 from ...config.options import MixedPrecision, Tracker
 from ...config.run import DataConfig, EvalConfig, LogConfig, OptimConfig, RunConfig

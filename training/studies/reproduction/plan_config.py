@@ -11,7 +11,7 @@ from ....models.conditioning.prompts import PAPER_PROMPTS, SLOT
 from ....models.generation.config import Dtype
 from ....models.judging.resizing import Resizing
 from ....utils.config.parsing import Config
-from ....utils.config.values import setting
+from ....utils.config.values import name_or_path, setting
 from ....utils.devices import device_problems
 from ....utils.errors import UserError
 from ....utils.seeds import parse_seeds
@@ -82,7 +82,7 @@ class ReproductionConfig(Config):
     # Images denoised or judged together
     batch_size: int = setting(8, at_least=1)
     # The judge: a CLIP model by Hugging Face name or local folder; "miniature-judge" is the one bundled here
-    judge: str = "openai/clip-vit-base-patch32"
+    judge: str = setting("openai/clip-vit-base-patch32", parse=name_or_path)
     # Revision of the judge: a branch, a tag or a commit
     judge_revision: Optional[str] = None
     # In the text an image is compared with, the placeholder is removed or replaced by the super-category word

@@ -14,7 +14,7 @@ from ....models.backbone.frame import Frame
 from ....models.concepts.concept import Concept
 from ....models.methods import METHODS, Start
 from ....utils.config.parsing import to_plain_dict
-from ...coach.setup import method_config
+from ...coach.plan import method_config
 from ...config.run import ConceptDtype, RunConfig
 from ...evaluation.rows import TRAINING_IMAGES, Kind, Row, metric_rows
 from ...evaluation.rows import Cell as ScoredImages

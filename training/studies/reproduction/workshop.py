@@ -24,7 +24,7 @@ from ....models.generation.run import DTYPES
 from ....models.methods import NeTI
 from ....utils.errors import UserError
 from ...coach.launch import launch
-from ...coach.losses import Diverged
+from ...coach.optimizer import Diverged
 from ...coach.run_folder import RunFolder
 from ...config.run import RunConfig
 from .board import Board
