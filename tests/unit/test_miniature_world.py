@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFilter
 
 from neti.models.conditioning.prompts import PAPER_PROMPTS
 from neti.training.miniature.pretraining import data, loop, tokenizer, vae
@@ -134,6 +135,29 @@ def test_renders_are_deterministic_and_differ(world: World) -> None:
     assert first.mode == "RGB"
     assert first.tobytes() == second.tobytes()
     assert world.render(replace(scene, place="moon", style="photo"), 64).tobytes() != first.tobytes()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_mask_is_where_the_objects_are(world: World, count: int) -> None:
+    """What another place changes is the ground, what another colour changes lies on the object."""
+    look = replace(world.scene(1, 3).look, colour="red", pattern=None)
+    scene = replace(world.scene(1, 3), look=look, place="moon", style="photo", count=count, light=None)
+    picture, mask = world.render_with_mask(scene, 64)
+    assert picture.tobytes() == world.render(scene, 64).tobytes()
+    assert (mask.mode, mask.size) == ("L", (64, 64))
+    inside = np.asarray(mask.filter(ImageFilter.MinFilter(5))) == 255  # away from the edge, where both are seen
+    outside = np.asarray(mask.filter(ImageFilter.MaxFilter(9))) == 0
+    assert inside.sum() > 100 and outside.sum() > 500
+
+    def changed(other: Scene) -> np.ndarray:
+        difference = np.asarray(world.render(other, 64), int) - np.asarray(picture, int)
+        return np.abs(difference).max(-1) > 12
+
+    recoloured = changed(replace(scene, look=replace(look, colour="blue")))
+    assert not recoloured[outside].any() and recoloured[inside].mean() > 0.3
+    if count == 1:  # the angles of two depend on what the place has drawn of the scene's randomness
+        elsewhere = changed(replace(scene, place="jungle"))
+        assert not elsewhere[inside].any() and elsewhere[outside].mean() > 0.9
 
 
 def test_every_glyph_is_in_the_font(world: World) -> None:
