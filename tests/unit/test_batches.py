@@ -14,8 +14,8 @@ from neti.models.backbone.backbone import Backbone
 from neti.training.coach.objective import Batch
 from neti.training.config.run import DataConfig
 from neti.training.data.batches import Batches, sample_generator
+from neti.training.data.dataset import ConceptDataset
 from neti.training.data.latents import LatentCache
-from neti.training.data.photos import ConceptDataset
 
 MakeBatches = Callable[..., Batches]
 

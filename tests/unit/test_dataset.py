@@ -15,7 +15,8 @@ from PIL import Image
 from neti.models.conditioning.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from neti.training.config.options import LearnableProperty
 from neti.training.config.run import DataConfig
-from neti.training.data.photos import ConceptDataset, Sample, find_images
+from neti.training.data.dataset import ConceptDataset, Sample
+from neti.training.data.photos import find_images
 from neti.utils.errors import UserError
 from neti.utils.images import SquareMode
 

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from neti.training.config.run import DataConfig
+from neti.training.data.dataset import ConceptDataset
 from neti.training.data.latents import LatentCache
-from neti.training.data.photos import ConceptDataset
 from neti.utils.errors import UserError
 
 

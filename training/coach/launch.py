@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import secrets
 import shlex
 import signal
@@ -23,7 +22,7 @@ from ...utils.devices import pick_device
 from ...utils.errors import UserError
 from ...utils.image_files import write_json
 from ..config.run import MixedPrecision, RunConfig, Tracker
-from ..data.photos import ConceptDataset
+from ..data.dataset import ConceptDataset
 from .plan import describe, estimate, make_plan
 from .run_folder import RunFolder
 from .setup import PLANNING_PARTS, set_up
@@ -56,7 +55,7 @@ def _launch(config: RunConfig, accelerator: Accelerator) -> int:
     dataset = ConceptDataset(config.data, _seed(config, state))
     dataset.check_images()
     facts = {
-        "data.train_data_dir (its images and captions)": fingerprint(dataset),
+        "data.train_data_dir (its images and captions)": dataset.fingerprint(),
         "the number of processes": accelerator.num_processes,
     }
     if state is not None:
@@ -127,15 +126,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         log_with=None if report_to is Tracker.none else report_to.value,
         project_dir=str(config.log.tracker_dir),
     )
-
-
-def fingerprint(dataset: ConceptDataset) -> str:
-    """A hash of what is learned from: the images' bytes and captions in their order, wherever the folder lies."""
-    digest = hashlib.sha256()
-    for path, caption in zip(dataset.paths, dataset.captions, strict=True):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-        digest.update(repr(caption).encode())
-    return digest.hexdigest()[:16]
 
 
 def resume_command(config: RunConfig, run: RunFolder, processes: int) -> str:

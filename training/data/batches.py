@@ -18,8 +18,8 @@ from ...models.conditioning.prompts import SLOT
 from ...models.conditioning.tokens import tokenize
 from ...utils.transfer import to_device
 from ..coach.objective import Batch
+from .dataset import ConceptDataset
 from .latents import LatentCache
-from .photos import ConceptDataset
 
 
 def sample_generator(seed: int, sample: int) -> torch.Generator:
