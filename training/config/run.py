@@ -126,7 +126,7 @@ class DataConfig(Config):
             lines.append("data.super_category_token is empty; give a word such as toy, cat or painting")
         if self.center_crop and self.square_mode is SquareMode.pad:
             lines.append("data.center_crop = true contradicts data.square_mode = pad; leave one of them out")
-        if self.caption_prefix and SLOT not in self.caption_prefix:
+        if self.caption_prefix and SLOT not in self.caption_prefix.replace(self.placeholder_token or SLOT, SLOT):
             lines.append(
                 f"data.caption_prefix = {self.caption_prefix!r} has no {SLOT}; write it where the concept belongs"
             )

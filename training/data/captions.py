@@ -24,7 +24,7 @@ class Captions(NamedTuple):
 
 
 def read_captions(photos: Sequence[Path], config: DataConfig) -> Captions:
-    """The captions of photos of one folder, each with `{}` or the placeholder where the concept belongs.
+    """The captions of photos of one folder, each with `{}` where the concept belongs; people may write its placeholder.
 
     A caption that names the concept nowhere gets `data.caption_prefix` in front. UserError, naming the file, if it is
     not UTF-8 text, if there is no prefix, and for a photo with two different captions.
@@ -46,10 +46,12 @@ def read_captions(photos: Sequence[Path], config: DataConfig) -> Captions:
 
 
 def _with_concept(source: str, text: str, folder: Path, config: DataConfig) -> str:
-    if SLOT in text or config.placeholder_token in text:
+    """The caption with `{}` for the concept."""
+    text = text.replace(config.placeholder_token, SLOT)
+    if SLOT in text:
         return text
     if config.caption_prefix:
-        return (config.caption_prefix + text).strip(" ,")
+        return (config.caption_prefix.replace(config.placeholder_token, SLOT) + text).strip(" ,")
     shown = text if len(text) <= 80 else f"{text[:80]}..."
     raise UserError(
         f"the caption {folder / source} ({shown!r}) has no {SLOT}; write {SLOT} where the concept belongs, or set "
@@ -71,7 +73,6 @@ def _read_table(path: Path, names: set[str]) -> tuple[dict[str, str], list[str]]
     if not path.is_file():
         return {}, []
     captions: dict[str, str] = {}
-    unused = []
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
@@ -85,6 +86,7 @@ def _read_table(path: Path, names: set[str]) -> tuple[dict[str, str], list[str]]
             ) from None
         if captions.setdefault(name, text) != text:
             raise UserError(f"{path}, line {number}: {name} has another caption above; keep one of them")
-    unused = [name for name in captions if name not in names]
-    notes = [f"{TABLE}: {len(unused)} captions belong to no photo of the folder, such as {unused[0]}"] if unused else []
+    notes = []
+    if unused := [name for name in captions if name not in names]:
+        notes = [f"{TABLE}: {len(unused)} captions belong to no photo of the folder, such as {unused[0]!r}"]
     return {name: text for name, text in captions.items() if name in names}, notes

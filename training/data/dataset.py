@@ -23,6 +23,7 @@ from .masks import find_masks, read_mask, transparency_mask
 from .photos import find_images
 
 EXTREME_RATIO = 2.0  # of a photo's sides, from which on a note says what becomes of it
+MAX_NAMED = 5  # files that one note names
 _ORDER, _DRAW = 0, 1  # separate streams of randomness for the order of the images and for what a sample draws
 
 
@@ -58,8 +59,8 @@ class ConceptDataset:
         self.captions, caption_files, caption_notes = read_captions(self.paths, config)
         self.mask_paths = find_masks(self.paths, config)
         used = {*caption_files, *self.mask_paths, config.masks_dir}
-        self.notes = [f"skipped {path.name}: {words}" for path, words in others.items() if path not in used]
-        self.notes += caption_notes
+        skipped = [(path.name, words) for path, words in others.items() if path not in used]
+        self.notes = [f"skipped {note}" for note in _by_words(skipped)] + caption_notes
         is_style = config.learnable_property is LearnableProperty.style
         self.templates = STYLE_TEMPLATES if is_style else OBJECT_TEMPLATES
 
@@ -104,15 +105,17 @@ class ConceptDataset:
     def check_images(self, chunk: int = 16) -> None:
         """Open every image and mask; one UserError names all that cannot be used, a line each."""
         problems = []
+        remarks: list[tuple[str, str]] = []
         for start in range(0, len(self), chunk):
             image_ids = range(start, min(start + chunk, len(self)))
             try:
                 for image_id, photo in zip(image_ids, self._read(image_ids), strict=True):
-                    self.notes += [f"{self.paths[image_id].name}: {remark}" for remark in photo.remarks]
+                    remarks += [(self.paths[image_id].name, remark) for remark in photo.remarks]
             except UserError as error:
                 problems.append(str(error))
         if problems:
             raise UserError("\n".join(problems))
+        self.notes += _by_words(remarks)
 
     def fingerprint(self) -> str:
         """A hash of what is learned from, wherever the folder lies: the bytes of images and masks, and the captions."""
@@ -164,7 +167,18 @@ def _shape_remarks(size: tuple[int, int], mode: SquareMode) -> list[str]:
         SquareMode.crop: f"crop keeps the middle {1 / ratio:.0%} of it",
         SquareMode.pad: f"pad leaves {1 - 1 / ratio:.0%} of the square white",
     }
-    return [f"it is {size[0]} x {size[1]} pixels, and data.square_mode = {becomes[mode]}"]
+    return [f"its sides are {ratio:.1f} : 1, and data.square_mode = {becomes[mode]}"]
+
+
+def _by_words(facts: list[tuple[str, str]]) -> list[str]:
+    """Facts (file name, words) as notes, the files of which the same is to be noted in one."""
+    names: dict[str, list[str]] = {}
+    for name, words in facts:
+        names.setdefault(words, []).append(name)
+    return [
+        f"{', '.join(files[:MAX_NAMED])}{f' and {len(files) - MAX_NAMED} more' * (len(files) > MAX_NAMED)}: {words}"
+        for words, files in names.items()
+    ]
 
 
 @functools.lru_cache(maxsize=2)

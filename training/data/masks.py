@@ -16,7 +16,6 @@ from ..config.options import MaskSource
 from ..config.run import DataConfig
 
 TRAINER_ENDING, MATTING_ENDING = "-masklabel", "_bg"  # OneTrainer's way of naming, and ELITE's (always .png)
-MAX_STRETCH = 1.02  # by how much a mask's shape may differ from its photo's: the rounding of a smaller copy
 
 
 def is_mask(path: Path, stems: Collection[str]) -> bool:
@@ -66,9 +65,11 @@ def find_masks(photos: Sequence[Path], config: DataConfig) -> list[Path]:
 def read_mask(path: Path, photo: Path, size: tuple[int, int]) -> Image.Image:
     """A mask file as mode L, in its photo's size (width, height). UserError if its shape is another."""
     mask = load_image(path, background="black").convert("L")  # what is transparent is not the object
-    if not 1 / MAX_STRETCH <= mask.width * size[1] / (mask.height * size[0]) <= MAX_STRETCH:
+    width, height = size
+    if min(abs(mask.width - mask.height * width / height), abs(mask.height - mask.width * height / width)) > 1:
+        # a smaller copy of the photo differs by the rounding of one side alone
         raise UserError(
-            f"the mask {path} is {mask.width} x {mask.height} pixels, its photo {photo.name} {size[0]} x {size[1]} "
+            f"the mask {path} is {mask.width} x {mask.height} pixels, its photo {photo.name} {width} x {height} "
             "(width x height, upright); make it anew from the photo"
         )
     return mask.resize(size, Image.Resampling.BILINEAR)

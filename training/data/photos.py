@@ -49,7 +49,11 @@ def find_images(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     paths = [entry for entry, (kind, _) in found.items() if kind is _Kind.image and not is_mask(entry, stems)]
     if not paths:
         raise UserError(_no_image(folder, entries))
-    return paths, {entry: words or "a mask" for entry, (_, words) in found.items() if entry not in paths}
+    return paths, {
+        entry: words or "a mask, which data.masks = folder uses"
+        for entry, (_, words) in found.items()
+        if entry not in paths
+    }
 
 
 def _examine(entry: Path) -> tuple[_Kind, str]:
