@@ -21,6 +21,9 @@ FOREIGN_SUFFIXES = {
 }
 
 
+MASK = "a mask, which data.masks = folder uses"
+
+
 class _Kind(Enum):
     image = auto()  # or meant to be one: what is broken is named when it is read
     refused = auto()  # meant as a photo, but it cannot be one

@@ -124,17 +124,20 @@ def is_held_out(scene: Scene) -> bool:
     return zlib.crc32(f"{scene.look.category}/{scene.place}/{scene.style}".encode()) % 15 == 0
 
 
-def concept_scenes(name: str, count: int = 5) -> list[Scene]:
-    """The photos of a held-out concept: the object placed and turned differently on simple backgrounds."""
+def concept_scenes(name: str, count: int = 5, *, start: int = 0, place: str | None = None) -> list[Scene]:
+    """Photos `start`, ... of a held-out concept: the object placed and turned differently, on simple backgrounds.
+
+    place: all in this one instead; where the object is and how it is turned stays the same.
+    """
     category, glyph = objects.CONCEPTS[name]
     grounds = ["plain", "table", "plain", "snow", "plain"]
     scenes = []
-    for k in range(count):
+    for k in range(start, start + count):
         rng = np.random.default_rng((zlib.crc32(name.encode()), k))
         scenes.append(
             Scene(
                 look=Look(category, name, glyph),
-                place=grounds[k % len(grounds)],
+                place=place or grounds[k % len(grounds)],
                 style="photo",
                 count=1,
                 size=float(rng.uniform(0.6, 0.82)),
