@@ -58,7 +58,7 @@ def test_an_overflowing_vae_is_told_with_the_image(vae: AutoencoderKL, images: C
 
 
 def test_masks_are_averaged_to_the_latents_and_mirrored_with_them(vae: AutoencoderKL, images: ConceptDataset) -> None:
-    assert LatentCache.build(vae, images).sample_masks([0], [False]) is None
+    assert LatentCache.build(vae, images).masks_of([0], [False]) is None
     folder = images.config.train_data_dir
     for number in range(3):
         mask = np.zeros((16, 16), np.uint8)
@@ -66,7 +66,7 @@ def test_masks_are_averaged_to_the_latents_and_mirrored_with_them(vae: Autoencod
         Image.fromarray(mask).save(folder / f"{number}-masklabel.png")
         Image.new("RGB", (16, 16)).save(folder / f"{number}.png")
     config = DataConfig(folder, "<toy>", resolution=16, masks=MaskSource.folder)
-    masks = LatentCache.build(vae, ConceptDataset(config, seed=0), chunk=2).sample_masks(
+    masks = LatentCache.build(vae, ConceptDataset(config, seed=0), chunk=2).masks_of(
         [1, 0, 1], [False, False, True]
     )
     assert masks is not None

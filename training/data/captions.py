@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...models.conditioning.prompts import SLOT
+from ...models.conditioning.prompts import SLOT, Prompt
 from ...utils.errors import UserError
 from ..config.run import DataConfig
 
@@ -47,11 +47,16 @@ def read_captions(photos: Sequence[Path], config: DataConfig) -> Captions:
 
 def _with_concept(source: str, text: str, folder: Path, config: DataConfig) -> str:
     """The caption with `{}` for the concept."""
-    text = text.replace(config.placeholder_token, SLOT)
-    if SLOT in text:
-        return text
+    try:
+        prompt = Prompt.parse(text, config.placeholder_token)
+    except UserError as error:
+        raise UserError(f"the caption {folder / source}: {error}") from None
+    if others := [slot.text for slot in prompt.slots if slot.text != SLOT]:
+        raise UserError(f"the caption {folder / source} has {', '.join(others)}; only {SLOT} is known there")
+    if prompt.slots:
+        return prompt.text
     if config.caption_prefix:
-        return (config.caption_prefix.replace(config.placeholder_token, SLOT) + text).strip(" ,")
+        return Prompt.parse(config.caption_prefix + text, config.placeholder_token).text.strip(" ,")
     shown = text if len(text) <= 80 else f"{text[:80]}..."
     raise UserError(
         f"the caption {folder / source} ({shown!r}) has no {SLOT}; write {SLOT} where the concept belongs, or set "

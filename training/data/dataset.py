@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...models.conditioning.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES, fill
+from ...models.conditioning.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from ...utils.errors import UserError
 from ...utils.images import SquareMode, read_image, to_square
 from ..config.options import LearnableProperty, MaskSource
@@ -28,7 +28,7 @@ _ORDER, _DRAW = 0, 1  # separate streams of randomness for the order of the imag
 
 
 class Sample(NamedTuple):
-    """One training sample: which image, mirrored or not, and its text with the placeholder filled in."""
+    """One training sample: which image, mirrored or not, and its text with `{}` for the concept."""
 
     image_id: int
     flipped: bool
@@ -75,11 +75,11 @@ class ConceptDataset:
 
     @property
     def texts(self) -> list[str]:
-        """Every text that a sample may carry, once each, with the placeholder filled in."""
+        """Every text that a sample may carry, once each, with `{}` for the concept."""
         texts = [caption for caption in self.captions if caption is not None]
         if len(texts) < len(self.captions):
             texts += self.templates
-        return [fill(text, self.config.placeholder_token) for text in dict.fromkeys(texts)]
+        return list(dict.fromkeys(texts))
 
     def sample(self, index: int) -> Sample:
         """Sample number `index`: an image, a toss for mirroring, and the image's caption or a random template."""
@@ -90,7 +90,7 @@ class ConceptDataset:
         flipped = bool(draw.random() < self.config.flip_probability)
         template = self.templates[int(draw.integers(len(self.templates)))]
         text = self.captions[image_id] or template
-        return Sample(image_id, flipped, fill(text, self.config.placeholder_token))
+        return Sample(image_id, flipped, text)
 
     def read(self, image_ids: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The square images [B,3,S,S] in -1..1 and their masks [B,1,S,S] in 0..1 (None without), not mirrored.

@@ -80,7 +80,7 @@ class LatentCache:
         latents = mean + torch.exp(0.5 * log_variance) * noise
         return (latents - self.shift_factor) * self.scaling_factor
 
-    def sample_masks(self, image_ids: Sequence[int], flips: Sequence[bool]) -> Tensor | None:
+    def masks_of(self, image_ids: Sequence[int], flips: Sequence[bool]) -> Tensor | None:
         """The masks [B,1,h,w] of these images, mirrored where they are; None without masks."""
         if self.masks is None:
             return None
