@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import secrets
 import shlex
@@ -27,7 +26,7 @@ from ...utils.config.parsing import save_yaml, to_plain_dict
 from ...utils.devices import allow_tf32, pick_device
 from ...utils.errors import UserError, first_line
 from ..config.run import MixedPrecision, RunConfig, Tracker
-from ..data.photos import ConceptDataset
+from ..data.dataset import ConceptDataset
 from . import state as states
 from .logs import Console, Watcher, read_records
 from .plan import PLANNING_PARTS, describe, make_plan, set_up, weight_checksums
@@ -79,7 +78,7 @@ def _launch(config: RunConfig, accelerator: Accelerator, watcher: Watcher) -> in
         dataset = ConceptDataset(config.data, seed)
         dataset.check_images()
         facts: dict[str, Any] = {
-            "data.train_data_dir (its images and captions)": fingerprint(dataset),
+            "data.train_data_dir (its images and captions)": dataset.fingerprint(),
             "the number of processes": accelerator.num_processes,
         }
         if state is not None:
@@ -171,18 +170,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             f"the processes cannot be set up: {first_line(error)} (environment: {seen or 'none of a launcher'}); unset "
             "these variables, or start several processes by `accelerate launch`"
         ) from error
-
-
-def fingerprint(dataset: ConceptDataset) -> str:
-    """A hash of what is learned from: the images' bytes and captions in their order, wherever the folder lies."""
-    digest = hashlib.sha256()
-    for path, caption in zip(dataset.paths, dataset.captions, strict=True):
-        try:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}; is data.train_data_dir being changed?") from None
-        digest.update(repr(caption).encode())
-    return digest.hexdigest()[:16]
 
 
 def resume_command(config: RunConfig, run: RunFolder, processes: int) -> str:

@@ -22,7 +22,7 @@ from ...models.conditioning.tokens import check_placeholder, tokenize
 from ...models.methods import METHODS, Method, Start
 from ...utils.errors import UserError
 from ..config.run import ConceptDtype, MixedPrecision, ModelConfig, RunConfig
-from ..data.photos import ConceptDataset
+from ..data.dataset import ConceptDataset
 
 DTYPES = {MixedPrecision.no: torch.float32, MixedPrecision.fp16: torch.float16, MixedPrecision.bf16: torch.bfloat16}
 PLANNING_PARTS = ("text_encoder",)  # whose weights a plan needs: the super category's embedding is in there

@@ -63,6 +63,7 @@ class Trainer:
             gradient_checkpointing=optim.gradient_checkpointing,
             compile_backend="inductor" if optim.compile_unet else None,
             allow_tf32=optim.allow_tf32,
+            outside_weight=config.data.effective_mask_weight,
         )
         optimizer, self.schedule = make_optimizer(setup.method, optim, plan.learning_rate)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)

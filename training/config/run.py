@@ -24,9 +24,11 @@ from .options import (
     ConceptDtype,
     LearnableProperty,
     LRSchedule,
+    MaskSource,
     MethodName,
     MixedPrecision,
     NormRule,
+    OutsideMask,
     SuperCategoryRule,
     Tracker,
 )
@@ -95,7 +97,7 @@ class LogConfig(Config):
 class DataConfig(Config):
     """The images of the concept and the words around it."""
 
-    # Folder with the concept's images, each with an optional caption name.txt that contains {}
+    # Folder with the concept's images, each with an optional caption: name.txt, name.caption or in metadata.jsonl
     train_data_dir: Path
     # The new word for the concept, such as <toy>; must not be in the tokenizer's vocabulary
     placeholder_token: str
@@ -115,11 +117,30 @@ class DataConfig(Config):
     square_mode: SquareMode = SquareMode.stretch
     # single: super_category_token must be one token; mean: the mean over its tokens is taken
     super_category_rule: SuperCategoryRule = SuperCategoryRule.single
+    # Share of the samples that show their image mirrored; 0 for things whose left and right differ, such as writing
+    flip_probability: float = setting(0.5, at_least=0, at_most=1)
+    # Put in front of captions that do not name the concept, such as "a photo of {}, "
+    caption_prefix: str = ""
+    # none; folder: files name-masklabel.png or name_bg.png (or masks_dir); alpha: the images' transparency
+    masks: MaskSource = MaskSource.none
+    # Folder of the masks, which may have the images' own names; unset: they lie beside the images
+    masks_dir: Optional[Path] = None
+    # Weight of the loss outside the mask; unset: 0, or 1 with outside_mask: frozen
+    mask_weight: Optional[float] = setting(None, at_least=0, at_most=1)
+    # ignore: nothing is learned outside the mask; frozen: to predict there what the frozen model predicts
+    outside_mask: OutsideMask = OutsideMask.ignore
 
     @property
     def effective_square_mode(self) -> SquareMode:
         """`square_mode`, with `center_crop` taken into account."""
         return SquareMode.crop if self.center_crop else self.square_mode
+
+    @property
+    def effective_mask_weight(self) -> float:
+        """`mask_weight`, or what it is when unset."""
+        if self.mask_weight is not None:
+            return self.mask_weight
+        return float(self.outside_mask is OutsideMask.frozen)
 
     def problems(self) -> list[str]:
         lines = []
@@ -132,6 +153,26 @@ class DataConfig(Config):
             lines.append("data.super_category_token is empty; give a word such as toy, cat or painting")
         if self.center_crop and self.square_mode is SquareMode.pad:
             lines.append("data.center_crop = true contradicts data.square_mode = pad; leave one of them out")
+        if self.caption_prefix and SLOT not in self.caption_prefix.replace(self.placeholder_token or SLOT, SLOT):
+            lines.append(
+                f"data.caption_prefix = {self.caption_prefix!r} has no {SLOT}; write it where the concept belongs"
+            )
+        return lines + self._mask_problems()
+
+    def _mask_problems(self) -> list[str]:
+        lines = []
+        given = {
+            "masks_dir": self.masks_dir is not None,
+            "mask_weight": self.mask_weight is not None,
+            "outside_mask": self.outside_mask is not OutsideMask.ignore,
+        }
+        unused = [f"data.{name}" for name, is_given in given.items() if is_given]
+        if self.masks is MaskSource.none and unused:
+            lines.append(f"data.masks = none uses no {', '.join(unused)}; write data.masks = folder or alpha")
+        if self.masks is MaskSource.alpha and self.masks_dir is not None:
+            lines.append("data.masks = alpha uses no data.masks_dir; write data.masks = folder")
+        if self.outside_mask is OutsideMask.frozen and self.mask_weight == 0:
+            lines.append("data.outside_mask = frozen needs a data.mask_weight above 0; leave it out for 1")
         return lines
 
 

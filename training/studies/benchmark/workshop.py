@@ -26,7 +26,7 @@ from ...coach.run_folder import RunFolder
 from ...coach.trainer import Trainer
 from ...config.options import MixedPrecision, Tracker
 from ...config.run import DataConfig, EvalConfig, LogConfig, OptimConfig, RunConfig
-from ...data.photos import ConceptDataset
+from ...data.dataset import ConceptDataset
 
 PLACEHOLDER = "<concept>"
 PICTURES = 3
