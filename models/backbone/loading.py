@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import DDPMScheduler
-from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from ...utils.errors import UserError, first_line
 from .files.hub import HUB_NAME, is_in_cache
 from .files.locate import BUNDLED, ModelFiles, find_model, model_digest, model_folder
+from .files.quiet import without_progress_bars
 from .files.single_file import ENDINGS, load_checkpoint
 from .files.weights import WEIGHTS, check_files, find_weights
 
@@ -38,7 +37,7 @@ def load_parts(
     files = find_model(name_or_path, revision, weights)
     parts: dict[str, Any] = {}
     if files.checkpoint is not None and weights:
-        with explained(name_or_path, "weights", files), without_progress_bars():
+        with explained(name_or_path, "weights", files):
             parts |= load_checkpoint(files.checkpoint, weights, dtype)
     for part in ("tokenizer", "scheduler", *WEIGHTS):
         if part not in parts:
@@ -119,16 +118,3 @@ def _correct_sample_size(unet: UNet2DConditionModel) -> None:
     if isinstance(size, int) and size < 64 and (int(major), int(minor)) < (0, 9):
         size = 64
     unet.register_to_config(sample_size=size)
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """A bar over a second's work is noise in a script's output."""
-    libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in libraries:
-            library.enable_progress_bar()

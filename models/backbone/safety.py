@@ -12,6 +12,7 @@ from PIL import Image
 
 from ...utils.errors import UserError
 from .files.locate import ModelFiles, find_model
+from .files.quiet import without_warnings
 from .files.weights import CHECKER, check_files
 from .loading import explained, load_weights
 
@@ -48,9 +49,9 @@ class SafetyChecker:
             raise UserError(
                 f"safety_checker = true, but the base model {name_or_path!r} has none; pass --safety_checker false"
             )
-        # imported here: diffusers' pipelines take seconds, and most runs have no checker
-        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-        from transformers import CLIPImageProcessor
+        with without_warnings():  # imported here: diffusers' pipelines take seconds, and most runs have no checker
+            from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+            from transformers import CLIPImageProcessor
 
         files = find_model(name_or_path, revision, weights=(CHECKER,))
         advice = "pass --safety_checker false to draw without it"

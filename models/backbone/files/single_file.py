@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
 from ..checks import input_problem
+from .quiet import without_progress_bars, without_warnings
 from .weights import WEIGHTS, check_files, check_pickle
 
 ENDINGS = (".safetensors", ".ckpt")
@@ -59,13 +59,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def load_checkpoint(checkpoint: Checkpoint, parts: Collection[str], dtype: torch.dtype) -> dict[str, nn.Module]:
     """The wanted `parts`, through diffusers. Raises an error of some kind if tensors of them are missing."""
-    from diffusers import StableDiffusionPipeline  # slow to import, and most models are folders
-
     others = {"tokenizer", "scheduler", "safety_checker", "feature_extractor", *WEIGHTS} - {*parts}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of casting what it casts itself
-    try:
-        with _readable(checkpoint.path):
+    with without_warnings(), without_progress_bars(), _readable(checkpoint.path):
+        from diffusers import StableDiffusionPipeline  # slow to import, and most models are folders
+
+        try:
             pipeline: Any = StableDiffusionPipeline.from_single_file(
                 str(checkpoint.path),
                 config=str(checkpoint.settings),
@@ -73,10 +71,8 @@ def load_checkpoint(checkpoint: Checkpoint, parts: Collection[str], dtype: torch
                 local_files_only=True,
                 **dict.fromkeys(others),
             )
-    except NotImplementedError as error:  # what the file lacks stays on "meta", and cannot be cast
-        raise ValueError("tensors of its U-Net or VAE are missing") from error
-    finally:
-        logging.set_verbosity(verbosity)
+        except NotImplementedError as error:  # what the file lacks stays on "meta", and cannot be cast
+            raise ValueError("tensors of its U-Net or VAE are missing") from error
     loaded: dict[str, nn.Module] = {part: getattr(pipeline, part) for part in parts}
     for part, model in loaded.items():
         if missing := [name for name, weight in model.named_parameters() if weight.is_meta]:
