@@ -13,13 +13,14 @@ from diffusers.schedulers import DDPMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ...utils.errors import UserError, first_line
+from .checks import settings_problem
 from .files.hub import HUB_NAME, is_in_cache
 from .files.locate import BUNDLED, ModelFiles, find_model, model_digest, model_folder
 from .files.quiet import without_progress_bars
 from .files.single_file import ENDINGS, load_checkpoint
-from .files.weights import WEIGHTS, check_files, find_weights
+from .files.weights import WEIGHTS, check_files, find_weights, read_settings
 
-__all__ = ["BUNDLED", "HUB_NAME", "WEIGHTS", "load_parts", "model_digest", "model_folder"]
+__all__ = ["BUNDLED", "HUB_NAME", "WEIGHTS", "check_text_to_image", "load_parts", "model_digest", "model_folder"]
 
 CLASSES: dict[str, Any] = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
 
@@ -35,6 +36,8 @@ def load_parts(
     if unknown := set(weights) - {*WEIGHTS}:
         raise ValueError(f"components {sorted(unknown)}: allowed are {', '.join(WEIGHTS)}")
     files = find_model(name_or_path, revision, weights)
+    if {*weights} == {*WEIGHTS}:
+        _check(name_or_path, files)
     parts: dict[str, Any] = {}
     if files.checkpoint is not None and weights:
         with explained(name_or_path, "weights", files):
@@ -46,6 +49,21 @@ def load_parts(
     with explained(name_or_path, "unet", files):
         _correct_sample_size(parts["unet"])
     return parts
+
+
+def check_text_to_image(name_or_path: str, revision: str | None = None) -> None:
+    """Raise UserError unless the model turns noise and text, and nothing else, into a picture. Reads settings only."""
+    _check(name_or_path, find_model(name_or_path, revision, weights=()))
+
+
+def _check(name: str, files: ModelFiles) -> None:
+    settings = {}
+    for part in ("unet", "vae", "scheduler", "text_encoder"):
+        with explained(name, part, files):
+            settings[part] = read_settings(_settings_file(part, files))
+    text_width = settings.pop("text_encoder").get("hidden_size", 512)
+    if problem := settings_problem(**settings, text_width=text_width):
+        raise UserError(f"model {name!r}: {problem}")
 
 
 def load_weights(part: str, folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
@@ -82,25 +100,35 @@ def _advice(part: str, files: ModelFiles) -> str:
 
 
 def _load_part(part: str, files: ModelFiles, dtype: torch.dtype, with_weights: bool) -> Any:
-    path = files.tokenizer if part == "tokenizer" else files.folder / part
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no {part} folder")
     if part == "tokenizer":
-        return _tokenizer(path, files.checkpoint.pad_token if files.checkpoint else None)
+        return _tokenizer(files.tokenizer, files.checkpoint.pad_token if files.checkpoint else None)
+    path = _settings_file(part, files).parent
     if part == "scheduler":
-        check_files(path, ["scheduler_config.json"])
         return DDPMScheduler.from_pretrained(path)
     if with_weights:
         return load_weights(part, path, CLASSES[part], dtype)
-    check_files(path, ["config.json"])
     with torch.device("meta"):
         if part == "text_encoder":
             return CLIPTextModel(CLIPTextConfig.from_pretrained(path))
         return CLASSES[part].from_config(CLASSES[part].load_config(path))
 
 
+def _settings_file(part: str, files: ModelFiles) -> Path:
+    """The JSON file of a part, after checking that it is one."""
+    folder, name = files.folder / part, "scheduler_config.json" if part == "scheduler" else "config.json"
+    _require_folder(folder)
+    check_files(folder, [name])
+    return folder / name
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no {folder.name} folder")
+
+
 def _tokenizer(path: Path, pad_token: str | None) -> CLIPTokenizer:
     """transformers makes an empty one, which knows no words, of a folder without the files it wants: not so here."""
+    _require_folder(path)
     lying = {file.name for file in path.glob("*")}
     check_files(path, sorted(lying))
     if "tokenizer.json" not in lying:
