@@ -21,14 +21,17 @@ from ..conditioning.conditioning import Conditioning, condition, join
 from ..conditioning.tokens import tokenize
 from ..methods.neti.positional_encoding import NUM_TIMESTEPS
 
-# Name -> class and what is changed in the model's own scheduler config (all else is kept, clip_sample too). Only
+# Latents are never in [-1, 1]: a scheduler that clips them draws garbage, and schedulers saved by diffusers leave it to
+# a default that clips. The offset is what stock pipelines correct it to.
+LATENTS = {"clip_sample": False, "thresholding": False, "steps_offset": 1}
+# Name -> class and what is changed in the model's own scheduler config beside LATENTS (all else is kept). Only
 # deterministic samplers: the seed's initial noise is the only randomness of a picture.
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    # the last step as the public code's diffusers took it
+    # as the public code's diffusers took its steps: from t = 999 whatever the config says, and not quite down to 0
     "dpmsolver++sigma_min": (
         DPMSolverMultistepScheduler,
-        {"algorithm_type": "dpmsolver++", "final_sigmas_type": "sigma_min"},
+        {"algorithm_type": "dpmsolver++", "final_sigmas_type": "sigma_min", "timestep_spacing": "linspace"},
     ),
     "ddim": (DDIMScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
@@ -213,11 +216,20 @@ def decode(backbone: Backbone, latents: Tensor) -> list[Image.Image]:
 
 
 def make_scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
-    """A fresh scheduler (they carry state from step to step) with its timesteps set."""
+    """A fresh scheduler (they carry state from step to step) with its timesteps set.
+
+    Raises UserError for more steps than it has timesteps.
+    """
     scheduler_class, changes = SCHEDULERS[config.scheduler]
     own: Any = backbone.scheduler
-    scheduler = scheduler_class.from_config(own.config, **changes)
+    scheduler = scheduler_class.from_config(own.config, **LATENTS, **changes)
     scheduler.set_timesteps(config.steps, device=backbone.unet.device)
+    last = own.config["num_train_timesteps"] - 1
+    if scheduler.timesteps.max() > last or 1 < config.steps == (scheduler.timesteps <= 1).sum():
+        raise UserError(
+            f"steps {config.steps}: the timesteps of {backbone.name} go up to {last}, and scheduler {config.scheduler} "
+            f"would pass them; ask for {last // 2} or fewer"
+        )
     return scheduler
 
 

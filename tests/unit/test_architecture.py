@@ -1,6 +1,7 @@
 """The rules of the house: which way imports run, how modules import, and that every folder is packaged."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,6 +91,19 @@ def test_versions_are_pinned():
         lines = (ROOT / "environment" / name).read_text().splitlines()
         wanted = [line for line in lines if line and not line.startswith("#")]
         assert wanted and all("==" in line for line in wanted)
+
+
+def test_an_installed_wheel_asks_for_versions_with_an_end(tmp_path):
+    """Of the libraries whose internals are used, the next minor version could break it."""
+    subprocess.run([sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path], cwd=ROOT, check=True)
+    wanted = (tmp_path / "neti.egg-info" / "requires.txt").read_text().split()
+    pins = [line for line in (ROOT / "environment" / "requirements.txt").read_text().splitlines() if "==" in line]
+    assert len(wanted) == len(pins)
+    assert all(">=" in line and "<" in line for line in wanted)
+    for name in ("torch", "diffusers", "transformers"):
+        pin = next(line for line in pins if line.startswith(f"{name}=="))
+        major, minor, _ = pin.partition("==")[2].split(".")
+        assert f"{name}<{major}.{int(minor) + 1},>={pin.partition('==')[2]}" in wanted
 
 
 def test_supported_python():

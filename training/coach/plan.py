@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...models.backbone.backbone import Backbone
-from ...models.backbone.loading import WEIGHTS
+from ...models.backbone.loading import WEIGHTS, check_text_to_image
 from ...models.backbone.memory import estimate_memory
 from ...models.concepts.concept import Concept
 from ...models.concepts.files import MAPPER_NAME, explicit_files
@@ -68,6 +68,7 @@ def set_up(
 
     Raises UserError for whatever does not fit the model: placeholder, super category, resolution, prompts, truncations.
     """
+    check_text_to_image(config.model.pretrained_model_name_or_path, config.model.revision)
     backbone = Backbone.from_pretrained(
         config.model.pretrained_model_name_or_path,
         revision=config.model.revision,

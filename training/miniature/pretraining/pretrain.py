@@ -200,6 +200,7 @@ def export(folder: Path, models: Models) -> None:
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(temporary / "sd", max_shard_size=SHARD)
     _forget_origins(temporary)
+    _settings_as_published(temporary / "sd")
     models.judge.half().save_pretrained(temporary / "judge")
     models.words.save_pretrained(temporary / "judge")
     for place in ("sd/tokenizer", "judge"):
@@ -221,6 +222,19 @@ def _forget_origins(folder: Path) -> None:
         for key in ("_name_or_path", "local_files_only"):
             config.pop(key, None)
         path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _settings_as_published(folder: Path) -> None:
+    """Leave in the settings what Stable Diffusion v1.4's say, of which loaders make other things than of their saver's.
+
+    Without a timestep_spacing every sampler has its own; clip_sample, left out, would clip latents; a text encoder said
+    to be in half precision would be loaded so beside a U-Net in float32.
+    """
+    scheduler, text_encoder = folder / "scheduler" / "scheduler_config.json", folder / "text_encoder" / "config.json"
+    saved = json.loads(scheduler.read_text()) | {"clip_sample": False}
+    kept = {key: value for key, value in sorted(saved.items()) if key not in ("prediction_type", "timestep_spacing")}
+    scheduler.write_text(json.dumps(kept, indent=2) + "\n")
+    text_encoder.write_text(json.dumps({**json.loads(text_encoder.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
 def _plain(tree: Any) -> Any:
