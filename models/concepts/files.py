@@ -11,8 +11,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...utils.config.yaml_text import load_yaml
 from ...utils.errors import UserError, shorten
 from ...utils.files import list_folder, require_file
+from .sharing import without_paths
 
 if TYPE_CHECKING:
     from .concept import Concept
@@ -39,9 +41,12 @@ class ConceptFiles(NamedTuple):
         from .concept import Concept  # imported late: finding files must not cost the seconds torch takes
         from .public_code import load_reference_concept
 
-        if self.embeds is None:
-            return Concept.load(self.concept)
-        return load_reference_concept(self.concept, self.embeds)
+        if self.embeds is not None:
+            return load_reference_concept(self.concept, self.embeds)
+        concept = Concept.load(self.concept)
+        if path := _local_base_model(self.concept, concept.metadata.get("base_model")):
+            concept.metadata["base_model"] = path
+        return concept
 
 
 def explicit_files(concept: Path, embeds: Path | None) -> ConceptFiles:
@@ -107,6 +112,19 @@ def find_files(input_dir: Path, iteration: int | None = None) -> ConceptFiles:
         there = shorten(", ".join(map(str, sorted(found))))
         raise UserError(f"no concept of iteration {iteration} in {input_dir}: it holds iterations {there}")
     return found[max(found) if iteration is None else iteration]
+
+
+def _local_base_model(concept: Path, name: str | None) -> str | None:
+    """Where the base model lies that the concept knows by name only: its run's own config.yaml, beside or above it."""
+    for folder in concept.absolute().parents[:2]:
+        if name and os.path.isfile(folder / "config.yaml"):
+            try:
+                path = load_yaml(folder / "config.yaml")["model"]["pretrained_model_name_or_path"]
+            except (UserError, LookupError, TypeError):  # somebody else's file
+                continue
+            if isinstance(path, str) and path != name and without_paths(path) == name:
+                return path
+    return None
 
 
 def _half(input_dir: Path, iteration: int | None, kind: str, name: re.Pattern[str]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -15,6 +15,7 @@ from ...utils.errors import UserError, first_line, shorten, shown
 from ...utils.files import parse_json_object, require_file
 from ..backbone.frame import Frame
 from ..conditioning.prompts import placeholder_problem
+from .sharing import without_paths
 
 FORMAT_VERSION = 1
 METADATA_KEY = "neti"  # one key: safetensors writes several in an order that changes from run to run
@@ -90,22 +91,6 @@ def write_header(entries: Mapping[str, Any]) -> dict[str, str]:
 def damaged(path: str | Path, error: Exception) -> UserError:
     """What to raise for a file that begins as a concept and is none."""
     return UserError(f"{path}: the concept file is damaged or was edited ({first_line(error)}); take another copy")
-
-
-def without_paths(value: Any) -> Any:
-    """JSON with the last name of every path that leads through somebody's disk: files are made to be shared.
-
-    A path inside the folder that a command was called in (`photos/mug`, `models/miniature/sd`) tells nothing and stays.
-    """
-    if isinstance(value, Mapping):
-        return {key: without_paths(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_paths(part) for part in value]
-    if isinstance(value, str):
-        for path in (PurePosixPath(value), PureWindowsPath(value)):
-            if path.is_absolute() or path.parts[:1] in [("~",), ("..",)]:
-                return path.name
-    return value
 
 
 def _check(header: Header) -> None:

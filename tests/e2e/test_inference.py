@@ -59,6 +59,7 @@ def concept_path(tmp_path_factory: pytest.TempPathFactory, tiny_backbone_folder:
         NeTI, NeTIConfig(), backbone.frame.num_places, backbone.word_embedding("toy"), torch.Generator().manual_seed(0)
     )
     path = tmp_path_factory.mktemp("run") / "concept-steps-30.safetensors"
+    (path.parent / "config.yaml").write_text(f"model: {{pretrained_model_name_or_path: {tiny_backbone_folder}}}")
     Concept(method.eval(), "<toy>", "toy", {"base_model": str(tiny_backbone_folder)}).save(path)
     return path
 

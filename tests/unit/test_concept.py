@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
-from neti.models.concepts.header import read_header, without_paths
+from neti.models.concepts.header import read_header
+from neti.models.concepts.sharing import without_paths
 from neti.models.methods import NeTI, NeTIConfig
 from neti.utils.errors import UserError
 
@@ -245,7 +246,14 @@ def test_a_file_made_to_be_shared_holds_no_local_path(tmp_path: Path) -> None:
         "log": {"exp_dir": "runs", "logging_dir": "logs"},
         "steps": 3,
     }
-    for harmless in ("CompVis/stable-diffusion-v1-4", "models/miniature/sd", "photos/mug", "http://x.y/z", "", "a/../b"):
+    for harmless in (
+        "CompVis/stable-diffusion-v1-4",
+        "models/miniature/sd",
+        "photos/mug",
+        "http://x.y/z",
+        "",
+        "a/../b",
+    ):
         assert without_paths(harmless) == harmless
 
 
