@@ -64,7 +64,7 @@ class ImageRecipe:
             return "it carries no recipe"
         defaults: dict[str, Any] = {field.name: field.default for field in fields(self) if field.default is not MISSING}
         there = dict(defaults)
-        there.update((RENAMED.get(key, key), value) for key, value in recorded.items())
+        there.update({RENAMED.get(str(key), str(key)): value for key, value in recorded.items()})
         mine = asdict(self)
         changed = [
             f"{key} {there.get(key)!r} there, {mine.get(key)!r} now"

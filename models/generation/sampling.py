@@ -36,6 +36,9 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+KEPT_BYTES = 2**26  # of a prompt's conditioning
+
+
 class NaNImageError(UserError):
     """The model's output is not a number, which would show as a black image."""
 
@@ -64,7 +67,8 @@ class SamplingConfig:
 class PromptConditioning:
     """One prompt, ready for the U-Net at every denoising step; made by `prepare_conditioning`.
 
-    Text is encoded for a block of steps at a time, so that memory does not depend on how many steps there are.
+    Text is encoded for a block of steps at a time, and kept for the next batch of seeds only as far as KEPT_BYTES go,
+    so that memory does not grow with the number of steps.
     timesteps [K]: as the scheduler gives them. projection: of the layers, for the concepts that the prompt names.
     """
 
@@ -86,15 +90,19 @@ class PromptConditioning:
             tokenize(backbone.tokenizer, [text], positions, required=False) for text in (prompt, negative_prompt)
         ]
         self._block = max(chunk_rows // backbone.frame.num_places, 1)
-        self._encoded: tuple[int, list[Conditioning]] | None = None
+        self._encoded: dict[int, list[Conditioning]] = {}
 
     @torch.no_grad()
     def at(self, step: int) -> tuple[Conditioning, Conditioning]:
         """(with the prompt, with the negative prompt) at step 0..K-1, each a batch of one."""
         block, place = divmod(step, self._block)
-        if self._encoded is None or self._encoded[0] != block:
-            self._encoded = block, self._encode(self.timesteps[block * self._block :][: self._block])
-        positive, negative = self._encoded[1]
+        if block not in self._encoded:
+            made = self._encode(self.timesteps[block * self._block :][: self._block])
+            size = sum(each.nbytes for each in made)
+            if size * (len(self._encoded) + 1) > KEPT_BYTES:
+                self._encoded = {}
+            self._encoded[block] = made
+        positive, negative = self._encoded[block]
         return positive.at(place), negative.at(place)
 
     def _encode(self, timesteps: Tensor) -> list[Conditioning]:

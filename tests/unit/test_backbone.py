@@ -11,7 +11,6 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from neti.models.attention.layers import cross_attention_layers
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.loading import model_folder
 from neti.utils.errors import UserError
@@ -43,9 +42,9 @@ def test_every_part_is_frozen_and_in_eval_mode(tiny_backbone_folder: Path) -> No
 
 def test_sizes_come_from_the_parts(tiny_backbone: Backbone, make_tiny_backbone: Callable[..., Backbone]) -> None:
     b = tiny_backbone
-    assert (b.num_layers, b.text_width, b.latent_channels, b.latent_size) == (16, 32, 4, 8)
+    assert (b.frame.sizes, b.frame.tokens, b.latent_channels, b.latent_size) == ((16, (32,)), 77, 4, 8)
     assert (b.vae_scale_factor, b.image_size) == (8, 64)
-    assert make_tiny_backbone(text_width=64).text_width == 64
+    assert make_tiny_backbone(text_width=64).frame.text_width == 64
 
 
 def test_dtype_reaches_every_part(tiny_backbone_folder: Path) -> None:
@@ -57,7 +56,7 @@ def test_parts_that_are_not_wanted_are_known_without_weights(folder_copy: Path) 
     for part in ("unet", "vae"):
         (folder_copy / part / "diffusion_pytorch_model.safetensors").unlink()
     loaded = Backbone.from_pretrained(str(folder_copy), components=["text_encoder"])
-    assert len(cross_attention_layers(loaded.unet)) == loaded.num_layers == 16
+    assert len(loaded.frame.layers) == 16
     assert next(loaded.unet.parameters()).is_meta and next(loaded.vae.parameters()).is_meta
     assert loaded.image_size == 64
     assert loaded.word_embedding("teddy").shape == (32,)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from neti.models.backbone.backbone import Backbone
 from neti.training.studies.benchmark.page import render_page
 from neti.training.studies.benchmark.timing import Ratio, Timing, count_flops, in_turn
-from neti.training.studies.benchmark.workshop import space_time_attention, stock_attention
+from neti.training.studies.benchmark.workshop import stock_attention
 
 CPU = torch.device("cpu")
 
@@ -42,11 +42,9 @@ def test_operations_of_attention_are_counted_on_a_cpu_too() -> None:
 
 def test_attention_is_put_back(tiny_backbone: Backbone) -> None:
     before = dict(tiny_backbone.unet.attn_processors)
-    for context, rows in ((space_time_attention, 16 * 2 * 77), (stock_attention, 77)):
-        with context(tiny_backbone), torch.no_grad():
-            latent, packed = torch.zeros(1, 4, 8, 8), torch.zeros(1, rows, 32)
-            tiny_backbone.unet(latent, 0, encoder_hidden_states=packed)
-        assert dict(tiny_backbone.unet.attn_processors) == before
+    with stock_attention(tiny_backbone), torch.no_grad():
+        tiny_backbone.unet(torch.zeros(1, 4, 8, 8), 0, encoder_hidden_states=torch.zeros(1, 77, 32))
+    assert dict(tiny_backbone.unet.attn_processors) == before
 
 
 def test_every_chapter_and_row_is_on_the_page() -> None:

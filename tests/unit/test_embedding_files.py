@@ -59,7 +59,7 @@ def test_what_other_tools_write_is_read(
 ) -> None:
     concept = load_embedding(write(tmp_path / name, content), tiny_backbone)
     assert (concept.placeholder, concept.metadata) == (word, {"base_model": "tiny"})
-    assert (concept.method.text_width, concept.method.num_layers) == (D, 16)
+    assert concept.method.frame.sizes == (16, (D,))
     expected = VECTOR.half().float() if name == "half.safetensors" else VECTOR
     assert torch.equal(concept.method.vectors(torch.tensor([3])).words[0, 0], expected)
     assert load_embedding(tmp_path / name, tiny_backbone, placeholder="<new>").placeholder == "<new>"
@@ -81,7 +81,7 @@ def test_stock_diffusers_reads_what_is_written(tmp_path: Path, tiny_backbone: Ba
     tokens = tokenize(tiny_backbone.tokenizer, ["a photo of a <toy> and a teddy"], ["<toy>"])
     vectors = {"<toy>": concept.method.vectors(torch.tensor([3]))}
     with torch.no_grad():
-        expected = condition(tiny_backbone.text, tokens, vectors, 16).keys[0]
+        expected = condition(tiny_backbone.text, tokens, vectors, tiny_backbone.frame).keys[0]
 
     pipeline = StableDiffusionPipeline(
         vae=tiny_backbone.vae,

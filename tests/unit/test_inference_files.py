@@ -160,9 +160,20 @@ def test_a_recipe_of_an_earlier_version_is_still_the_same() -> None:
 
 
 def test_a_recipe_knows_what_the_model_is_given() -> None:
-    assert replace(RECIPE, prompt="{} and <toy>").text == "{} and {}"
-    assert replace(RECIPE, prompt="{} and {}", word="cat", placeholder="").text == "cat and cat"
-    assert replace(RECIPE, prompt="{mug} in {}", placeholder="").text == "{mug} in {}"
+    assert replace(RECIPE, prompt="{} and <toy>", negative_prompt="<toy>").parsed.text == "{} and {}"
+    assert replace(RECIPE, negative_prompt="a <toy>").parsed_negative.names == ("{}",)
+    assert replace(RECIPE, prompt="{} and {}", word="cat", placeholder="").parsed.text == "cat and cat"
+    assert replace(RECIPE, prompt="{mug} in {}", placeholder="").parsed.names == ("mug", "{}")
+
+
+def test_records_of_earlier_versions_still_say_the_same() -> None:
+    """They called the concepts "voices", and an entry that a record does not have counts as its default."""
+    recipe = replace(RECIPE, concepts={"mug": "sha256:1"})
+    record = asdict(recipe)
+    record["voices"] = record.pop("concepts")
+    del record["word"]
+    assert recipe.differences(record) == ""
+    assert "concepts" in recipe.differences({**record, "voices": None})
 
 
 def test_columns_stand_side_by_side(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def files(case: str) -> tuple[Path, Path]:
 def test_what_a_checkpoint_says_about_itself(case: str) -> None:
     concept = load_reference_concept(*files(case))
     assert (concept.placeholder, concept.super_category) == ("<toy>", "teddy")
-    assert (concept.method.text_width, concept.method.num_layers) == (768, 16)
+    assert concept.method.frame.sizes == (16, (768,))
     config = concept.method.config
     assert config.norm_rule == "joint"
     assert (config.output_bypass, config.use_positional_encoding) == (case != "nobypass", case != "nope")

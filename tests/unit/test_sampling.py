@@ -231,3 +231,24 @@ def test_as_many_conditionings_as_latents(tiny_backbone: Backbone) -> None:
     conditioning = prepare_conditioning(tiny_backbone, "a photo of a teddy", {}, CONFIG)
     with pytest.raises(ValueError, match="2 conditionings for 3 latents"):
         denoise(tiny_backbone, [conditioning] * 2, initial_latents(tiny_backbone, [1, 2, 3], CONFIG), CONFIG)
+
+
+def test_memory_of_the_conditioning_does_not_grow_with_the_steps(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is forgotten is encoded again, just as it was."""
+    config = SamplingConfig(steps=12)
+
+    def largest() -> tuple[int, list[Tensor]]:
+        prepared = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": concept(tiny_backbone)}, config, chunk_rows=32)
+        texts, held = [], []
+        for step in (*range(12), 0):
+            texts.append(prepared.at(step)[0].packed())
+            held.append(sum(each.nbytes for block in prepared._encoded.values() for each in block))
+        return max(held), texts
+
+    whole, texts = largest()
+    monkeypatch.setattr("neti.models.generation.sampling.KEPT_BYTES", 0)
+    block, again = largest()
+    assert block * 6 == whole, "two steps of twelve"
+    assert all(torch.equal(one, other) for one, other in zip(texts, again, strict=True))
