@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...utils.config.yaml_text import load_yaml
 from ...utils.errors import UserError, shorten
 from ...utils.files import list_folder, require_file
-from .sharing import without_paths
 
 if TYPE_CHECKING:
     from .concept import Concept
@@ -125,6 +125,22 @@ def _local_base_model(concept: Path, name: str | None) -> str | None:
             if isinstance(path, str) and path != name and without_paths(path) == name:
                 return path
     return None
+
+
+def without_paths(value: Any) -> Any:
+    """JSON with the last name of every path that leads through somebody's disk: files are made to be shared.
+
+    A path inside the folder that a command was called in (`photos/mug`, `models/miniature/sd`) tells nothing and stays.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_paths(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(part) for part in value]
+    if isinstance(value, str):
+        windows = PureWindowsPath(value)  # knows both separators
+        if windows.is_absolute() or value.startswith(("/", "~", "..")):
+            return windows.name
+    return value
 
 
 def _half(input_dir: Path, iteration: int | None, kind: str, name: re.Pattern[str]) -> Path:

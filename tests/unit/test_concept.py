@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
+from neti.models.concepts.files import without_paths
 from neti.models.concepts.header import read_header
-from neti.models.concepts.sharing import without_paths
 from neti.models.methods import NeTI, NeTIConfig
 from neti.utils.errors import UserError
 
