@@ -63,6 +63,17 @@ def require_file(path: str | Path, what: str) -> Path:
     return path
 
 
+def list_folder(path: str | Path, what: str) -> list[Path]:
+    """What lies in a folder, sorted; `what` it should be. UserError if it is missing, no folder or cannot be read."""
+    try:
+        return sorted(Path(path).iterdir())
+    except FileNotFoundError:
+        raise UserError(f"the {what} {shorten(str(path))} does not exist; check the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no folder can have this name"
+        raise UserError(f"the {what} {shorten(str(path))} is no folder that can be read: {reason}") from None
+
+
 def read_text(path: str | Path, what: str, limit: int = MAX_TEXT) -> str:
     """The UTF-8 text of a file, without the byte order mark of Windows editors. UserError as `require_file`, and for
     other bytes or more than `limit` of them."""

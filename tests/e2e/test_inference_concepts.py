@@ -60,6 +60,7 @@ def concepts(tmp_path_factory: pytest.TempPathFactory, tiny_backbone_folder: Pat
     folder = tmp_path_factory.mktemp("concepts")
     places = {"mug": folder / "mug.safetensors", "cat": folder / "run", "word": folder / "word.safetensors"}
     (folder / "run").mkdir()
+    (folder / "config.yaml").write_text(f"model: {{pretrained_model_name_or_path: {tiny_backbone_folder}}}")
     files = {**places, "cat": folder / "run" / "concept-steps-30.safetensors"}
     kinds = {"mug": "neti", "cat": "neti", "word": "textual_inversion"}
     for seed, (name, file) in enumerate(files.items()):

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import pytest
 from PIL import Image
 
-from neti.models.concepts.files import ConceptFiles, explicit_files, files_at, find_files
+from neti.models.concepts.files import ConceptFiles, chosen_files, explicit_files, files_at, find_files
 from neti.models.generation.gallery import Gallery
 from neti.models.generation.recipes import ImageRecipe, content_hash
 from neti.utils.errors import UserError
@@ -64,6 +64,34 @@ def test_concepts_that_are_not_there(tmp_path: Path) -> None:
         explicit_files(tmp_path / "mapper.pt", None)
     with pytest.raises(UserError, match=r"gone\.bin"):
         explicit_files(tmp_path / "mapper.pt", tmp_path / "gone.bin")
+
+
+def test_one_half_of_a_pair_is_enough_beside_a_run_folder(tmp_path: Path) -> None:
+    """The public code takes the path that is given, and the other one from input_dir."""
+    run, saved = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    touch(run)
+    touch(saved, "mapper-steps-500.pt", "mapper-steps-750.pt", "learned_embeds-steps-500.bin")
+    touch(tmp_path, "other.pt", "other.bin", "ours.safetensors")
+    mapper, embeds = tmp_path / "other.pt", tmp_path / "other.bin"
+    assert chosen_files(run, None, mapper, None).paths == [mapper, saved / "learned_embeds-steps-500.bin"]
+    assert chosen_files(run, None, None, embeds).paths == [saved / "mapper-steps-750.pt", embeds]
+    assert chosen_files(run, 500, None, embeds).paths == [saved / "mapper-steps-500.pt", embeds]
+    assert chosen_files(run, None, mapper, embeds).paths == chosen_files(None, None, mapper, embeds).paths
+    assert chosen_files(run, None, tmp_path / "ours.safetensors", None).paths == [tmp_path / "ours.safetensors"]
+    assert chosen_files(run, None, None, None).iteration == 500
+    with pytest.raises(UserError, match=r"run holds no learned_embeds-steps-7; name it too"):
+        chosen_files(run, 7, mapper, None)
+    with pytest.raises(UserError, match="needs its mapper"):
+        chosen_files(None, None, None, embeds)
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "a\0b", "file", "gone"])
+def test_a_place_that_no_folder_can_be_is_one_line(tmp_path: Path, place: str) -> None:
+    touch(tmp_path, "file")
+    for find in (find_files, files_at):
+        with pytest.raises(UserError) as caught:
+            find(tmp_path / place)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_a_place_says_what_concept_it_is(tmp_path: Path) -> None:
