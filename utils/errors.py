@@ -17,6 +17,12 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, for a message: its first line, of bounded length, or its type where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
     """Turn a script's `main` into one that answers a `UserError` with `error: <line>` on stderr and exit code 2.
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ...utils.errors import UserError
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 from ..backbone.backbone import Backbone
 from ..backbone.frame import Frame
 from ..methods import METHODS, Method

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...utils.errors import UserError
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 from ..backbone.backbone import Backbone
 from ..conditioning.tokens import check_placeholder
 from ..methods import Start, TextualInversion, WordVectorsConfig

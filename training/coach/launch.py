@@ -21,7 +21,7 @@ from ...models.backbone.loading import WEIGHTS
 from ...utils.config.parsing import save_yaml, to_plain_dict
 from ...utils.devices import pick_device
 from ...utils.errors import UserError
-from ...utils.image_files import write_json
+from ...utils.files import write_json
 from ..config.run import MixedPrecision, RunConfig, Tracker
 from ..data.photos import ConceptDataset
 from .plan import describe, estimate, make_plan

@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 
 PROJECT = "neti"
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import UserError
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 from .run_folder import RunFolder
 
 FORMAT = 1
