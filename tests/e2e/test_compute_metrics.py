@@ -379,7 +379,7 @@ def test_images_of_a_plain_word_are_the_prompt_only_bound(run: Run, tmp_path: Pa
 
 
 def test_images_of_several_concepts_are_refused(run: Run, tmp_path: Path) -> None:
-    folder = generate(tmp_path / "both", [recipe(prompt="{mug} and {cat}", voices={"mug": "sha256:0"})], 50)
+    folder = generate(tmp_path / "both", [recipe(prompt="{mug} and {cat}", concepts={"mug": "sha256:0"})], 50)
     assert "named concepts ('{mug} and {cat}')" in refused(run(runs=[f"NeTI | toy | {folder}"]), tmp_path)
 
 

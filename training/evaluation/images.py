@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.conditioning.prompts import SLOT
+from ...models.generation.recipes import RENAMED
 from ...utils.errors import UserError
 from ...utils.files import read_metadata
 
@@ -113,12 +114,13 @@ def _from_recipes(
     for path, record in found:
         recipe = record["recipe"]
         image = described_image(path, recipe)
-        if recipe.get("voices"):
+        # an entry that is null is one that other versions may not have
+        common = {RENAMED.get(k, k): v for k, v in recipe.items() if k not in VARYING and v is not None}
+        if common.get("concepts"):
             raise UserError(
                 f"{path} shows named concepts ({image.prompt!r}), and a measurement is of one concept: generate images "
                 f"of prompts with {SLOT}"
             )
-        common = {key: value for key, value in recipe.items() if key not in VARYING}
         first = first or (path, common)
         _require_same(*first, path, common)
         key = (image.prompt, image.seed, image.truncation)
