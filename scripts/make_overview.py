@@ -11,6 +11,7 @@ from pathlib import Path
 
 try:
     from neti.training.data.photos import find_images
+    from neti.training.evaluation.images import described_image
     from neti.utils.errors import UserError, exit_on_user_error
     from neti.utils.grid import labelled_grid
     from neti.utils.image_files import read_metadata, write_png
@@ -33,14 +34,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="which seed to show; the lowest if left out")
     arguments = parser.parse_args(argv)
 
-    images: dict[tuple[str, int | None, int], Path] = {}
+    images: dict[tuple[str, int | None, int | None], Path] = {}
     for path in sorted(arguments.folder.glob("*/*.png")):
-        recipe = (read_metadata(path) or {}).get("recipe")
-        if recipe:
-            images[recipe["prompt"], recipe["truncation"], recipe["seed"]] = path
+        if recipe := (read_metadata(path) or {}).get("recipe"):
+            image = described_image(path, recipe)
+            images[image.prompt, image.truncation, image.seed] = path
     if not images:
         raise UserError(f"{arguments.folder} holds no images of scripts/inference.py: pass its inference_dir")
-    seed = min(key[2] for key in images) if arguments.seed is None else arguments.seed
+    seeds = sorted({seed for _, _, seed in images if seed is not None})
+    seed = seeds[0] if arguments.seed is None else arguments.seed
+    if seed not in seeds:
+        raise UserError(f"--seed {seed}: {arguments.folder} has images of the seeds {', '.join(map(str, seeds[:20]))}")
+    output = arguments.folder / "overview.png"
+    if output.exists() and "seed" not in (read_metadata(output) or {}):
+        raise UserError(f"{output} was not written by this script and stays as it is; move it away")
     prompts = list(dict.fromkeys(prompt for prompt, _, _ in images))
     truncations = sorted({key[1] for key in images}, key=lambda k: float("-inf") if k is None else -k)
 
@@ -54,7 +61,6 @@ def main(argv: list[str] | None = None) -> None:
         paths = [images.get((prompt, truncation, seed)) for prompt in prompts]
         rows.append([_tile(load_image(path)) if path else blank for path in paths])
         labels.append("all units" if truncation is None else f"{truncation} units")
-    output = arguments.folder / "overview.png"
     write_png(labelled_grid(rows, labels, prompts, f"seed {seed}"), output, {"seed": seed})
     print(f"the labelled grid: {output}")
 
@@ -65,4 +71,4 @@ def _tile(image: Image.Image) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...utils.transfer import to_device
+from ...utils.devices import to_device
 from ..attention.packing import pack
 from ..backbone.frame import Frame
 from ..backbone.text import TextStack

@@ -20,9 +20,9 @@ from neti.models.attention.layers import cross_attention_layers
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
 from neti.models.conditioning.composition import AnyConcept, Mixture, Rule, style_mixture
-from neti.models.generation.recipes import content_hash
 from neti.models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
 from neti.models.methods import METHODS, Method
+from neti.utils.hashing import file_hash
 from neti.utils.image_files import read_metadata
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inference.py"
@@ -136,8 +136,8 @@ def test_concepts_are_bound_by_name_whatever_their_placeholder(
 
     record = read_metadata(both / "0.png") or {}
     assert record["recipe"]["concepts"] == {
-        "mug": content_hash([concepts["mug"]]),
-        "cat": content_hash([concepts["cat"] / "concept-steps-30.safetensors"]),
+        "mug": file_hash(concepts["mug"]),
+        "cat": file_hash(concepts["cat"] / "concept-steps-30.safetensors"),
     }
     assert (record["recipe"]["concept"], record["recipe"]["placeholder"]) == ("", "")
     assert record["made_with"]["concept_files"] == ["mug.safetensors", "concept-steps-30.safetensors"]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...models.conditioning.prompts import SLOT
 from ...models.conditioning.tokens import tokenize
-from ...utils.transfer import to_device
+from ...utils.devices import to_device
 from ..coach.objective import Batch
 from ..config.options import OutsideMask
 from .dataset import ConceptDataset

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from ....utils.config.parsing import to_plain_dict
-from ....utils.devices import pick_device
+from ....utils.devices import describe_machine, pick_device
 from ....utils.errors import UserError
 from ....utils.image_files import write_atomically, write_json
-from ....utils.machine import describe_machine
 from .commands import Commands
 from .config import BenchmarkConfig, Section, Subject
 from .page import render_page

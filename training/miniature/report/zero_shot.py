@@ -1,4 +1,4 @@
-"""CLIP B as the judge: what it sees in an image, asked zero-shot, and the measures built on its features.
+"""What a metric model sees in an image, asked zero-shot, and the measures built on its features.
 
 All features are unit vectors [N, D], so a dot product is a cosine similarity.
 """
@@ -6,69 +6,18 @@ All features are unit vectors [N, D], so a dot product is a cosine similarity.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
 
-from ....models.backbone.loading import model_folder
-from ....utils.errors import UserError
-from ..pretraining import data
-from ..pretraining.clip import normalise, tokenise
 from ..world.captions import PLACE_WORDS, STYLE_WORDS
 from ..world.styles import OWN_GROUND
 from ..world.world import Scene
 
-BATCH = 128
 QUESTIONS = ("place", "style", "category")
-WORDINGS = 2  # of each choice that the judge is given
-
-
-class Judge:
-    """A frozen CLIP with its tokenizer, in float32 on the CPU."""
-
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-        self.model = model.float().eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        vision: Any = model.config.vision_config
-        self.pixels: int = vision.image_size
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str) -> Judge:
-        """Load "miniature-judge" or a transformers CLIPModel folder. UserError if it is missing or incomplete."""
-        folder = model_folder(name_or_path)
-        try:
-            return cls(CLIPModel.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder))
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(f"judge {name_or_path!r}: {folder} is no complete CLIPModel folder ({reason})") from error
-
-    @torch.no_grad()
-    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit features [N,D] of RGB images of any size."""
-        size = (self.pixels, self.pixels)
-        features = []
-        for start in range(0, len(images), BATCH):
-            batch = (image.convert("RGB") for image in images[start : start + BATCH])
-            fitted = (image if image.size == size else image.resize(size, Image.Resampling.LANCZOS) for image in batch)
-            pixels = normalise(data.to_tensor(np.stack([np.asarray(image) for image in fitted])))
-            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-            features.append(F.normalize(self.model.visual_projection(pooled), dim=-1))
-        return torch.cat(features)
-
-    @torch.no_grad()
-    def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Unit features [N,D] of texts."""
-        features = []
-        for start in range(0, len(texts), BATCH):
-            ids = tokenise(self.tokenizer, list(texts[start : start + BATCH]))
-            pooled = self.model.text_model(input_ids=ids).pooler_output
-            features.append(F.normalize(self.model.text_projection(pooled), dim=-1))
-        return torch.cat(features)
+WORDINGS = 2  # of each choice that the metric model is given
 
 
 def truth(scene: Scene) -> dict[str, str]:
