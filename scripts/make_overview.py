@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from neti.training.data.photos import find_images
+    from PIL import Image
+
     from neti.utils.errors import UserError, exit_on_user_error
     from neti.utils.grid import labelled_grid
     from neti.utils.image_files import read_metadata, write_png
@@ -19,13 +21,11 @@ except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
 
-from PIL import Image
-
 TILE = 192  # small images are enlarged to whole multiples, so that a screen shows them well
 
 
 @exit_on_user_error
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Collect the images of one seed and write `overview.png` into their folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what inference.py wrote: one folder per prompt")
@@ -33,19 +33,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="which seed to show; the lowest if left out")
     arguments = parser.parse_args(argv)
 
+    output = arguments.folder / "overview.png"
+    if output.exists() and read_metadata(output) is None:
+        raise UserError(f"{output} is not from this script and is left as it is: rename it, or remove it first")
     images: dict[tuple[str, int | None, int], Path] = {}
     for path in sorted(arguments.folder.glob("*/*.png")):
-        recipe = (read_metadata(path) or {}).get("recipe")
-        if recipe:
+        if recipe := (read_metadata(path) or {}).get("recipe"):
             images[recipe["prompt"], recipe["truncation"], recipe["seed"]] = path
     if not images:
         raise UserError(f"{arguments.folder} holds no images of scripts/inference.py: pass its inference_dir")
-    seed = min(key[2] for key in images) if arguments.seed is None else arguments.seed
-    prompts = list(dict.fromkeys(prompt for prompt, _, _ in images))
+    seeds = sorted({key[2] for key in images})
+    seed = seeds[0] if arguments.seed is None else arguments.seed
+    if seed not in seeds:
+        raise UserError(f"--seed {seed}: {arguments.folder} has images of the seeds {', '.join(map(str, seeds))}")
+    prompts = list(dict.fromkeys(prompt for prompt, _, of in images if of == seed))
     truncations = sorted({key[1] for key in images}, key=lambda k: float("-inf") if k is None else -k)
 
     rows, labels = [], []
     if arguments.photos:
+        from neti.training.data.photos import find_images  # takes a second: mistakes found above come at once
+
         photos, _ = find_images(arguments.photos)
         rows.append([_tile(load_image(path)) for path in photos[: len(prompts)]])
         labels.append("photos of the concept")
@@ -54,7 +61,6 @@ def main(argv: list[str] | None = None) -> None:
         paths = [images.get((prompt, truncation, seed)) for prompt in prompts]
         rows.append([_tile(load_image(path)) if path else blank for path in paths])
         labels.append("all units" if truncation is None else f"{truncation} units")
-    output = arguments.folder / "overview.png"
     write_png(labelled_grid(rows, labels, prompts, f"seed {seed}"), output, {"seed": seed})
     print(f"the labelled grid: {output}")
 
@@ -65,4 +71,4 @@ def _tile(image: Image.Image) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
