@@ -16,7 +16,7 @@ from pathlib import Path
 try:
     from neti.training.miniature.world.concepts import write_concepts, write_style
     from neti.training.miniature.world.world import World
-    from neti.utils.errors import UserError, exit_on_user_error
+    from neti.utils.errors import exit_on_user_error
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
@@ -35,10 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pixels", type=int, default=64, help="side of a photo: the miniature's image size")
     parser.add_argument("--font", help="path of NotoColorEmoji.ttf, if it is not where Debian puts it")
     arguments = parser.parse_args(argv)
-    try:
-        world = World.create("cpu", arguments.font)
-    except FileNotFoundError as error:
-        raise UserError(str(error)) from None
+    world = World.create("cpu", arguments.font)
     write_concepts(world, arguments.folder, arguments.pixels)
     write_style(world, arguments.folder.with_name("styles") / "old_print", arguments.pixels)
     print(f"done: {arguments.folder}")

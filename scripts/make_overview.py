@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from neti.training.data.photos import find_images
+    from PIL import Image
+
     from neti.training.evaluation.images import described_image
     from neti.utils.errors import UserError, exit_on_user_error
     from neti.utils.grid import labelled_grid
@@ -20,13 +22,11 @@ except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
 
-from PIL import Image
-
 TILE = 192  # small images are enlarged to whole multiples, so that a screen shows them well
 
 
 @exit_on_user_error
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Collect the images of one seed and write `overview.png` into their folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what inference.py wrote: one folder per prompt")

@@ -10,7 +10,7 @@ from neti.models.generation.config import InferenceConfig
 from neti.training.config.options import NormRule
 from neti.training.config.run import ModelConfig, RunConfig
 from neti.training.evaluation.config import MetricsConfig
-from neti.training.miniature.pretraining.pretrain import MiniatureConfig
+from neti.training.miniature.pretraining.config import MiniatureConfig
 from neti.training.miniature.report.config import ReportConfig
 from neti.training.studies.benchmark.config import BenchmarkConfig
 from neti.training.studies.mixing.config import MixingConfig

@@ -18,7 +18,8 @@ from transformers import CLIPTokenizer
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
 from neti.models.methods import METHODS
-from neti.training.miniature.pretraining.clip import CLIPSettings, build, preprocessing
+from neti.training.miniature.pretraining.clip import build, preprocessing
+from neti.training.miniature.pretraining.config import CLIPSettings
 from neti.training.miniature.report.concept_training import trained_file
 from neti.training.miniature.report.config import ReportConfig
 from neti.training.miniature.report.page import model_parts
@@ -216,7 +217,7 @@ def tiny_report(tmp_path: Path, tiny_backbone: Backbone, tiny_backbone_folder: P
     """A report on random tiny models: two concepts, of which one has a file."""
     try:
         find_font()
-    except FileNotFoundError:
+    except UserError:
         pytest.skip("the font Noto Color Emoji is not installed")
     sizes = {"text_width": 32, "text_layers": 1, "image_width": 32, "image_layers": 1, "patch": 16}
     tokenizer: CLIPTokenizer = tiny_backbone.tokenizer

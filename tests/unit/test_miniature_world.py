@@ -13,6 +13,7 @@ from PIL import ImageFilter
 
 from neti.models.conditioning.prompts import PAPER_PROMPTS
 from neti.training.miniature.pretraining import data, loop, tokenizer, vae
+from neti.training.miniature.pretraining.config import VAEConfig
 from neti.training.miniature.report.judge import truth
 from neti.training.miniature.world import captions
 from neti.training.miniature.world.concepts import (
@@ -35,6 +36,7 @@ from neti.training.miniature.world.objects import (
 from neti.training.miniature.world.places import PLACES
 from neti.training.miniature.world.styles import OWN_GROUND, STYLES
 from neti.training.miniature.world.world import Scene, World, concept_scenes, is_held_out
+from neti.utils.errors import UserError
 
 SHIPPED = Path(__file__).parents[2] / "input_configs" / "concepts"
 WORLD = World("no font is needed to draw a scene's facts", {**OBJECTS, **MORE_OBJECTS})
@@ -46,7 +48,7 @@ def world() -> World:
     """The `cpu` world with its font; tests that render are skipped without the font."""
     try:
         return World.create("cpu", str(find_font()))
-    except FileNotFoundError:
+    except UserError:
         pytest.skip("the font Noto Color Emoji is not installed")
 
 
@@ -222,7 +224,7 @@ def test_fresh_concept_photos_continue_the_series(world: World) -> None:
 
 
 def test_a_training_cut_into_slices_ends_bit_for_bit_like_one_that_was_not(tmp_path: Path) -> None:
-    config = vae.VAEConfig(channels=(8, 8), steps=5, batch=2)
+    config = VAEConfig(channels=(8, 8), steps=5, batch=2)
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
     whole = vae.train(config, images, loop.Slice(tmp_path / "whole", "vae"))
     assert whole is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -37,9 +38,9 @@ class World:
     categories: dict[str, dict[str, str]]
 
     @classmethod
-    def create(cls, scale: str, font: str | None = None) -> World:
-        extra = objects.MORE_OBJECTS if scale == "gpu" else {}
-        return cls(str(objects.find_font(font)), {**objects.OBJECTS, **extra})
+    def create(cls, scale: str, font: Path | str | None = None) -> World:
+        """The world of scale `cpu` or `gpu`. UserError without the font."""
+        return cls(str(objects.find_font(font)), objects.world_objects(scale))
 
     def scene(self, seed: int, index: int, held_out: bool = False) -> Scene:
         """The scene of (seed, index): with ``held_out`` a combination training never sees, else one of the others."""

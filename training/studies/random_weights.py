@@ -1,4 +1,4 @@
-"""The models that are measured."""
+"""Stable Diffusion v1.4's architecture with random weights: what speed and memory depend on, without a download."""
 
 from __future__ import annotations
 
@@ -7,33 +7,12 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import DDPMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ....models.backbone.backbone import Backbone
-from ....models.backbone.loading import BUNDLED
-from ....utils.devices import pick_device
-from ....utils.errors import UserError
-from .config import DTYPES, BenchmarkConfig, Dtype, Subject
+from ...models.backbone.backbone import Backbone
+from ...models.backbone.loading import BUNDLED
 
 
-def make_backbone(config: BenchmarkConfig, subject: Subject, dtype: Dtype | None = None) -> Backbone:
-    """The model in the configured (or this) precision on the configured device, made for images of `resolution`.
-
-    Raises UserError for a resolution that is no multiple of the VAE's scale factor.
-    """
-    device, kind = pick_device(config.device), DTYPES[dtype or config.dtype]
-    if subject is Subject.miniature:
-        backbone = Backbone.from_pretrained("miniature", dtype=kind, device=device)
-    else:
-        backbone = sd14(device, kind)
-    if config.resolution is not None:
-        factor = backbone.vae_scale_factor
-        if config.resolution % factor:
-            raise UserError(f"resolution = {config.resolution} must be a multiple of {factor} for {subject}")
-        backbone.unet.register_to_config(sample_size=config.resolution // factor)
-    return backbone
-
-
-def sd14(device: torch.device, dtype: torch.dtype) -> Backbone:
-    """Stable Diffusion v1.4's architecture with random weights: what speed and memory depend on.
+def sd14(device: str | torch.device, dtype: torch.dtype) -> Backbone:
+    """The model on a device, or on "meta" without any weights.
 
     Texts are split by the miniature's tokenizer, whose ids all lie in SD's vocabulary, into SD's 77 tokens.
     """
