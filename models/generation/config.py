@@ -73,7 +73,10 @@ class InferenceConfig(Config):
     num_denoising_steps: int = setting(50, at_least=1, at_most=1000)
     # Strength of the prompt; 1 or less switches guidance off
     guidance_scale: float = setting(7.5, at_least=0, at_most=1000, why="images are noise long before")
-    # Sampler by name, such as dpmsolver++
+    # Height and width of the images in pixels; unset: what the base model was trained on
+    height: Optional[int] = setting(None, at_least=8, at_most=8192, why="no device decodes more")
+    width: Optional[int] = setting(None, at_least=8, at_most=8192, why="no device decodes more")
+    # Sampler: dpmsolver++, dpm++ 2m karras, ddim, euler, euler_a, pndm, heun, unipc, lcm or dpmsolver++sigma_min
     scheduler: str = "dpmsolver++"
     # Images denoised together; changes memory and speed, not the images
     batch_size: int = setting(4, at_least=1, at_most=1024, why="no device holds more at once, and it saves no time")
