@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -281,7 +282,7 @@ def test_ddim_never_clips_latents(tiny_backbone: Backbone) -> None:
 def test_the_offset_of_steps_is_that_of_stock_pipelines(tiny_backbone: Backbone, scheduler: str, offset: int) -> None:
     """They correct a missing or zero steps_offset to 1."""
     backbone = with_settings(tiny_backbone, steps_offset=offset, timestep_spacing="leading")
-    stock: Any = stock_pipeline(backbone, backbone.scheduler).scheduler
+    stock: Any = stock_pipeline(backbone, deepcopy(backbone.scheduler)).scheduler
     scheduler_class, changes = SCHEDULERS[scheduler]
     ours = make_scheduler(backbone, SamplingConfig(steps=10, scheduler=scheduler))
     theirs = scheduler_class.from_config(stock.config, **changes)
