@@ -205,7 +205,8 @@ def decode(backbone: Backbone, latents: Tensor) -> list[Image.Image]:
     vae = backbone.vae
     images = []
     for latent in latents:
-        pixels = vae.decode(latent[None].to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0].float()
+        unscaled = latent[None].to(vae.dtype) / vae.config["scaling_factor"] + (vae.config["shift_factor"] or 0.0)
+        pixels = vae.decode(unscaled, return_dict=False)[0].float()
         if not torch.isfinite(pixels).all():
             stage = "the VAE" if torch.isfinite(latent).all() else "the U-Net"
             fix = "use torch_dtype fp32 or bf16" if vae.dtype == torch.float16 else "the weights or concept are broken"

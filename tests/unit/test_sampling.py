@@ -26,6 +26,7 @@ from neti.models.generation.sampling import (
     prepare_conditioning,
 )
 from neti.models.methods import NeTI, NeTIConfig
+from neti.training.data.latents import LatentCache
 from neti.utils.errors import UserError
 
 CONFIG = SamplingConfig(steps=3)
@@ -196,6 +197,19 @@ def test_a_black_image_is_explained(tiny_backbone: Backbone) -> None:
     tiny_backbone.vae.decoder.conv_out.weight.fill_(torch.inf)
     with pytest.raises(NaNImageError, match="the VAE of tiny gave NaN"):
         decode(tiny_backbone, torch.zeros(1, 4, 8, 8))
+
+
+def test_decoding_undoes_what_training_does_to_latents(tiny_backbone: Backbone) -> None:
+    """Scaled by the one factor of the VAE, and shifted by the other where it has one."""
+    tiny_backbone.vae.register_to_config(shift_factor=0.5)
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scaling_factor = tiny_backbone.vae.config["scaling_factor"]
+    pixels = tiny_backbone.vae.decode(latent).sample
+    scaled = LatentCache(latent[None], torch.full_like(latent[None], -30), scaling_factor, 0.5)
+    trained_on = scaled.sample([0], [False], torch.zeros_like(latent))
+    expected = (pixels[0] / 2 + 0.5).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    difference = np.asarray(decode(tiny_backbone, trained_on)[0]).astype(int) - expected
+    assert abs(difference).max() <= 1
 
 
 @pytest.mark.parametrize(
