@@ -239,9 +239,8 @@ def decode(backbone: Backbone, latents: Tensor) -> list[Image.Image]:
     vae = backbone.vae
     images = []
     for latent in latents:
-        shift = vae.config.get("shift_factor") or 0.0
-        code = latent[None].to(vae.dtype) / vae.config["scaling_factor"] + shift
-        pixels = vae.decode(code, return_dict=False)[0].float()
+        unscaled = latent[None].to(vae.dtype) / vae.config["scaling_factor"] + (vae.config["shift_factor"] or 0.0)
+        pixels = vae.decode(unscaled, return_dict=False)[0].float()
         if not torch.isfinite(pixels).all():
             stage = "the VAE" if torch.isfinite(latent).all() else "the U-Net"
             fix = "use torch_dtype fp32 or bf16" if vae.dtype == torch.float16 else "the weights or concept are broken"
@@ -258,9 +257,10 @@ def make_scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
     """
     scheduler_class, changes = SCHEDULERS[config.scheduler]
     own: Any = backbone.scheduler
-    settings = {**own.config, **LATENTS, **changes}
-    understood = inspect.signature(scheduler_class.__init__).parameters
-    scheduler = scheduler_class(**{name: value for name, value in settings.items() if name in understood})
+    understood = inspect.signature(scheduler_class.__init__).parameters  # it warns of others
+    settings = {name: own.config[name] for name in own.config if name in understood or name.startswith("_")}
+    changes = {name: value for name, value in {**LATENTS, **changes}.items() if name in understood}
+    scheduler = scheduler_class.from_config(settings, **changes)
     try:
         scheduler.set_timesteps(config.steps, device=backbone.unet.device)
     except ValueError as error:

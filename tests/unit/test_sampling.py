@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from neti.models.generation.sampling import (
     step_generators,
 )
 from neti.models.methods import NeTI, NeTIConfig
+from neti.training.data.latents import LatentCache
 from neti.utils.errors import UserError
 
 CONFIG = SamplingConfig(steps=3)
@@ -198,6 +200,19 @@ def test_a_black_image_is_explained(tiny_backbone: Backbone) -> None:
         decode(tiny_backbone, torch.zeros(1, 4, 8, 8))
 
 
+def test_decoding_undoes_what_training_does_to_latents(tiny_backbone: Backbone) -> None:
+    """Scaled by the one factor of the VAE, and shifted by the other where it has one."""
+    tiny_backbone.vae.register_to_config(shift_factor=0.5)
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scaling_factor = tiny_backbone.vae.config["scaling_factor"]
+    pixels = tiny_backbone.vae.decode(latent).sample
+    scaled = LatentCache(latent[None], torch.full_like(latent[None], -30), scaling_factor, 0.5)
+    trained_on = scaled.sample([0], [False], torch.zeros_like(latent))
+    expected = (pixels[0] / 2 + 0.5).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    difference = np.asarray(decode(tiny_backbone, trained_on)[0]).astype(int) - expected
+    assert abs(difference).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -282,7 +297,7 @@ def test_ddim_never_clips_latents(tiny_backbone: Backbone) -> None:
 def test_the_offset_of_steps_is_that_of_stock_pipelines(tiny_backbone: Backbone, scheduler: str, offset: int) -> None:
     """They correct a missing or zero steps_offset to 1."""
     backbone = with_settings(tiny_backbone, steps_offset=offset, timestep_spacing="leading")
-    stock: Any = stock_pipeline(backbone, backbone.scheduler).scheduler
+    stock: Any = stock_pipeline(backbone, deepcopy(backbone.scheduler)).scheduler
     scheduler_class, changes = SCHEDULERS[scheduler]
     ours = make_scheduler(backbone, SamplingConfig(steps=10, scheduler=scheduler))
     theirs = scheduler_class.from_config(stock.config, **changes)

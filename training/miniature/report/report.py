@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ....models.backbone.backbone import Backbone
-from ....models.backbone.loading import BUNDLED, model_folder
+from ....models.backbone.loading import BUNDLED, model_folder, model_hash
 from ....models.concepts.concept import Concept
 from ....models.generation.sampling import SamplingConfig
 from ....models.judging.metric_model import CLIPMetricModel
@@ -92,7 +92,7 @@ def _bench(config: ReportConfig) -> Bench:
             f"{', '.join(world.categories)}"
         )
     backbone = Backbone.from_pretrained(config.sd)
-    model = folder_hash(model_folder(config.sd))
+    model = model_hash(config.sd)
     sampling = SamplingConfig(steps=config.steps, guidance_scale=config.guidance_scale)
     share = len(config.categories or world.categories) / len(world.categories)
     held_out = data.scenes(world, math.ceil(2 * config.captions / share), held_out=True)

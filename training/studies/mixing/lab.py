@@ -13,7 +13,7 @@ from PIL import Image
 
 from ....models.attention.layers import Layer
 from ....models.backbone.backbone import Backbone
-from ....models.backbone.loading import model_folder
+from ....models.backbone.loading import model_folder, model_hash
 from ....models.concepts.concept import Concept
 from ....models.conditioning.composition import AnyConcept
 from ....models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
@@ -65,7 +65,7 @@ class MixingLab:
             if len({photos[name].super_category for name in pair_of(pair)}) == 1:
                 raise UserError(f"both_pairs: {pair!r} are of one kind, which their words cannot tell apart")
         backbone = Backbone.from_pretrained(config.sd)
-        model = folder_hash(model_folder(config.sd))
+        model = model_hash(config.sd)
         return cls(
             config=config,
             world=world,
