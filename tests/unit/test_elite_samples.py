@@ -21,7 +21,7 @@ from neti.utils.errors import UserError
 
 try:
     FONT: Path | None = find_font()
-except FileNotFoundError:
+except UserError:
     FONT = None
 needs_font = pytest.mark.skipif(FONT is None, reason="drawing the world needs the font Noto Color Emoji")
 

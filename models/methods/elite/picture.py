@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ....utils.errors import UserError
-from ....utils.images import load_image
+from ....utils.images import load_alpha, load_image
 
 
 def read_picture(image: Path, mask: Path | None = None) -> tuple[Tensor, Tensor | None]:
@@ -29,7 +29,7 @@ def read_picture(image: Path, mask: Path | None = None) -> tuple[Tensor, Tensor 
             )
         source = f"the mask {mask}"
     else:
-        transparency = _alpha(image)
+        transparency = load_alpha(image)
         if transparency is None:
             return _to_tensor(picture), None
         shape, source = transparency, f"the transparency of {image}"
@@ -48,15 +48,6 @@ def _grey(path: Path) -> Image.Image:
     if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
         raise UserError(f"the mask {path} has several channels that differ; save it in grey, white where the object is")
     return red
-
-
-def _alpha(path: Path) -> Image.Image | None:
-    """A picture's alpha channel, if anything in it is transparent."""
-    with Image.open(path) as image:
-        if not image.has_transparency_data:
-            return None
-        alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
-    return None if np.asarray(alpha).min() > 127 else alpha
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -100,9 +100,8 @@ def train(
             for scene, on_black in zip(draw_scenes(world, settings, step), masked, strict=True)
         ]
         images = normalise(augment(pictures(world, scenes, pixels, masked), random)).to(device)
-        texts = [
-            captions.caption(each, np.random.default_rng((settings.seed, step, k))) for k, each in enumerate(scenes)
-        ]
+        draws = [np.random.default_rng((settings.seed, step, k)) for k in range(len(scenes))]
+        texts = [captions.caption(scene, rng) for scene, rng in zip(scenes, draws, strict=True)]
         ids = tokenise(tokenizer, texts).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
