@@ -66,7 +66,8 @@ class InferenceRun:
         if self.config.word is not None:
             return f"the word {self.config.word!r}, no concept"
         return ", ".join(
-            f"concept {self._placeholder if name == SLOT else f'{{{name}}}'} from {files.concept}"
+            f"concept {self._placeholder if name == SLOT else f'{{{name}}}'} from "
+            f"{(name == SLOT and self.config.image) or files.concept}"
             for name, files in self.concepts.files.items()
         )
 
