@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from neti.models.methods.perfusion.edit import GateMode, Overlap, RankOneEdit, dual, running_mean
+from neti.models.methods.perfusion.config import GateMode, Overlap
+from neti.models.methods.perfusion.edit import RankOneEdit, dual, running_mean
 from neti.utils.errors import UserError
 
 D, WIDTH = 12, 7
@@ -192,16 +193,13 @@ class TestSeveralConcepts:
         assert oblique.abs().max() > 1e-3
 
     def test_the_same_concept_twice_is_refused(self) -> None:
-        twice = make(2, keys=torch.stack([KEYS[0], 1.01 * KEYS[0]]), slot_numbers=(1, 4))
-        with pytest.raises(UserError, match="concepts 1 and 4 of the prompt have the same key"):
-            twice.check_distinct()
-        make(3).check_distinct()
+        with pytest.raises(UserError, match="concepts 1 and 2 of the prompt have the same key"):
+            make(2, keys=torch.stack([KEYS[0], 1.01 * KEYS[0]]))
 
 
 def test_the_running_key_has_its_closed_form() -> None:
-    encodings = draw(4, D, seed=7)
+    encoding = draw(D, seed=7)
     key = KEYS[0]
     for _ in range(9):
-        key = running_mean(key, encodings, 0.99)
-    close(key, 0.99**9 * KEYS[0] + (1 - 0.99**9) * encodings.mean(dim=0))
-    close(running_mean(KEYS[0], encodings[[2, 0, 3, 1]], 0.99), running_mean(KEYS[0], encodings, 0.99))
+        key = running_mean(key, encoding, 0.99)
+    close(key, 0.99**9 * KEYS[0] + (1 - 0.99**9) * encoding)

@@ -17,7 +17,7 @@ from ...models.conditioning.prompts import SLOT, Prompt
 from ...models.conditioning.tokens import check_placeholder, tokenize
 from ...models.methods import METHODS, Method, Start
 from ...utils.errors import UserError
-from ..config.run import MixedPrecision, ModelConfig, RunConfig
+from ..config.run import METHOD_GROUPS, MixedPrecision, ModelConfig, RunConfig
 from ..data.photos import ConceptDataset
 
 DTYPES = {MixedPrecision.no: torch.float32, MixedPrecision.fp16: torch.float16, MixedPrecision.bf16: torch.bfloat16}
@@ -98,7 +98,9 @@ def _check_resolution(config: RunConfig, backbone: Backbone) -> None:
 
 
 def method_config(model: ModelConfig) -> Any:
-    """The method's own config, from those of the model settings that it has."""
+    """The method's own config: its group of the model settings, or what it has of the others."""
+    if model.method in METHOD_GROUPS:
+        return getattr(model, model.method.value)
     settings = {
         "hidden_dim": model.mapper_hidden_dim,
         "use_positional_encoding": model.use_positional_encoding,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 from ...models.conditioning.prompts import SLOT, VALIDATION_PROMPTS
+from ...models.methods.perfusion.config import PerfusionOptions
 from ...utils.config.parsing import Config
 from ...utils.config.values import setting
 from ...utils.devices import device_problems
@@ -25,10 +26,12 @@ from .options import (
     MixedPrecision,
     NormRule,
     SuperCategoryRule,
+    Templates,
     Tracker,
 )
 
-COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method")  # rest: neti's
+COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method")
+METHOD_GROUPS = ("perfusion",)  # methods whose keys are a group of their name; the other keys are neti's
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class DataConfig(Config):
     dataloader_num_workers: int = setting(8, at_least=0)
     # object or style: which templates are trained with
     learnable_property: LearnableProperty = LearnableProperty.object
+    # full: all templates of learnable_property; short: nine that say only "a photo of a {}" in other words
+    templates: Templates = Templates.full
     # An epoch, the unit of shuffling, shows every image this many times
     repeats: int = setting(100, at_least=1)
     # Images are made squares of this many pixels
@@ -103,6 +108,8 @@ class DataConfig(Config):
             )
         if not self.super_category_token.strip():
             lines.append("data.super_category_token is empty; give a word such as toy, cat or painting")
+        if self.templates is Templates.short and self.learnable_property is LearnableProperty.style:
+            lines.append("data.templates = short: there are none for styles; leave it out")
         if self.center_crop and self.square_mode is SquareMode.pad:
             lines.append("data.center_crop = true contradicts data.square_mode = pad; leave one of them out")
         return lines
@@ -146,7 +153,7 @@ class ModelConfig(Config):
     revision: Optional[str] = None
     # Start from this concept (.safetensors, or mapper-steps-N.pt of the public code) and go on counting from its step
     mapper_checkpoint_path: Optional[Path] = None
-    # neti, textual_inversion (one vector) or xti (one vector per cross-attention layer)
+    # neti, textual_inversion (one vector), xti (one vector per cross-attention layer) or perfusion (a rank-one edit)
     method: MethodName = MethodName.neti
     # joint: the public code's rescaling; base: the paper's, of the word half alone
     norm_rule: NormRule = NormRule.joint
@@ -158,19 +165,22 @@ class ModelConfig(Config):
     use_time: bool = True
     # Let the concept depend on the U-Net's layer; false is the ablation "time only"
     use_layer: bool = True
+    # What method perfusion has to set
+    perfusion: PerfusionOptions = field(default_factory=PerfusionOptions)
 
     def problems(self) -> list[str]:
         lines = []
         if not (self.use_time or self.use_layer):
             lines.append("model.use_time and model.use_layer are both false; write model.method: textual_inversion")
-        if self.method != MethodName.neti:
-            defaults = ModelConfig()
-            names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
-            changed = [f"model.{name}" for name in names if getattr(self, name) != getattr(defaults, name)]
-            if changed:
+        defaults = ModelConfig()
+        names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
+        changed = [name for name in names if getattr(self, name) != getattr(defaults, name)]
+        for owner in ("neti", *METHOD_GROUPS):
+            foreign = [f"model.{name}" for name in changed if (name if name in METHOD_GROUPS else "neti") == owner]
+            if foreign and self.method != owner:
                 lines.append(
-                    f"model.method = {self.method} has no {', '.join(changed)}; leave out what belongs to neti, or "
-                    "write model.method: neti"
+                    f"model.method = {self.method} has no {', '.join(foreign)}; leave out what belongs to {owner}, or "
+                    f"write model.method: {owner}"
                 )
         return lines
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ...models.conditioning.prompts import OBJECT_TEMPLATES, SLOT, STYLE_TEMPLATES
+from ...models.conditioning.prompts import OBJECT_TEMPLATES, SHORT_TEMPLATES, SLOT, STYLE_TEMPLATES
 from ...utils.errors import UserError
 from ...utils.images import load_image, to_square
-from ..config.options import LearnableProperty
+from ..config.options import LearnableProperty, Templates
 from ..config.run import DataConfig
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
@@ -77,7 +77,9 @@ class ConceptDataset:
         self.paths, self.notes = find_images(config.train_data_dir)
         self.captions = [_read_caption(path.with_suffix(".txt")) for path in self.paths]
         is_style = config.learnable_property is LearnableProperty.style
-        self.templates = STYLE_TEMPLATES if is_style else OBJECT_TEMPLATES
+        self.templates: tuple[str, ...] = STYLE_TEMPLATES if is_style else OBJECT_TEMPLATES
+        if config.templates is Templates.short:
+            self.templates = SHORT_TEMPLATES
 
     def __len__(self) -> int:
         """The number of images."""

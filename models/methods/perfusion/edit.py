@@ -22,34 +22,18 @@ sigmoid((1 - beta) / tau) o*, not o*; and every token gets sigmoid(-beta / tau) 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ....utils.config.choices import Choice
 from ....utils.errors import UserError
+from .config import GateMode, Overlap
 
 SAME_KEY = 0.9999  # cosine of two keys in the metric above which they are one concept
 
 
-class GateMode(Choice):
-    """Which of the three edits: `paper` is Perfusion, `residual` and `explicit` are variants."""
-
-    paper = "paper"
-    residual = "residual"
-    explicit = "explicit"
-
-
-class Overlap(Choice):
-    """How the keys of several concepts are taken out of an encoding: exactly (`gram`), or as if orthogonal."""
-
-    gram = "gram"
-    approx = "approx"
-
-
-@dataclass(frozen=True)
+@dataclass
 class RankOneEdit:
     """The edit of J concepts together, the same for every layer; see the module's equations.
 
@@ -59,7 +43,8 @@ class RankOneEdit:
     With several concepts each has its own gate, and an encoding loses its projection onto the span of all keys:
     W (e - sum_j c_j(e) i*_j) + sum_j g_j(e) o*_j with c = G^-1 [<i*_j, e>], G_jk = <i*_j, i*_k>; `overlap` "approx"
     takes c_j = s_j instead, which is exact for orthogonal keys only.
-    Raises UserError for two concepts with one key: G is singular.
+    gram [J, J]: G; its diagonal holds the energies E.
+    Raises UserError for two concepts with one key: G is singular, and there is no projection onto their span.
     """
 
     keys: Tensor
@@ -71,17 +56,17 @@ class RankOneEdit:
     mode: GateMode = GateMode.paper
     overlap: Overlap = Overlap.gram
 
-    @cached_property
-    def gram(self) -> Tensor:
-        """G [J, J], the products of the keys in the metric; its diagonal holds their energies E."""
-        return self.keys @ self.duals.T
+    gram: Tensor = field(init=False)
+    _inverse_gram: Tensor | None = field(init=False, default=None)
 
-    @cached_property
-    def inverse_gram(self) -> Tensor:
-        return torch.linalg.inv(self.gram)
+    def __post_init__(self) -> None:
+        self.gram = self.keys @ self.duals.T
+        if len(self.keys) > 1:
+            self._check_distinct()
+            if self.mode is GateMode.paper and self.overlap is Overlap.gram:
+                self._inverse_gram = torch.linalg.inv(self.gram)
 
-    def check_distinct(self) -> None:
-        """Raise UserError if two of the concepts are one: the exact projection does not exist for them."""
+    def _check_distinct(self) -> None:
         lengths = self.gram.diagonal().sqrt()
         cosines = (self.gram / (lengths[:, None] * lengths)).fill_diagonal_(0)
         if cosines.max() > SAME_KEY:
@@ -108,8 +93,8 @@ class RankOneEdit:
         if self.mode is GateMode.residual:
             return gates
         parts = similarities
-        if len(self.keys) > 1 and self.overlap is Overlap.gram:
-            parts = (similarities * self.gram.diagonal()) @ self.inverse_gram
+        if self._inverse_gram is not None:
+            parts = (similarities * self.gram.diagonal()) @ self._inverse_gram
         return torch.cat([-parts, gates], dim=-1)
 
     def rows(self, project: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
@@ -133,9 +118,9 @@ def dual(key: Tensor, inverse: Tensor) -> Tensor:
     return key @ inverse
 
 
-def running_mean(key: Tensor, encodings: Tensor, decay: float) -> Tensor:
-    """decay i* + (1 - decay) mean(e): the key after one more batch of the concept's encodings [n, D]."""
-    return decay * key + (1 - decay) * encodings.mean(dim=0)
+def running_mean(key: Tensor, encoding: Tensor, decay: float) -> Tensor:
+    """decay i* + (1 - decay) e: the key [D] after one more batch, in which the concept was encoded as e [D]."""
+    return decay * key + (1 - decay) * encoding
 
 
 def _wide(tensor: Tensor) -> Tensor:
