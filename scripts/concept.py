@@ -70,11 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def print_info(path: Path) -> None:
     """Print what the header of a concept file says, as YAML."""
-    from neti.models.concepts.concept import Concept  # takes seconds (torch): `--help` and slips do without
+    from neti.models.concepts.header import read_header
 
-    metadata = Concept.read_metadata(path)
+    header, entries = read_header(path)
+    if header.frame is not None:
+        entries["frame"]["layers"] = " ".join(layer.name for layer in header.sizes.layers)
     print(f"# {path}, {path.stat().st_size / 2**20:.2f} MiB")
-    print(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=120), end="")
 
 
 def write_converted(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 try:
     from tqdm import tqdm
 
-    from neti.models.concepts.files import ConceptFiles, explicit_files, files_at, find_files
+    from neti.models.concepts.files import ConceptFiles, chosen_files, explicit_files, files_at
     from neti.models.conditioning.prompts import SLOT, read_prompts
     from neti.models.generation.config import InferenceConfig
     from neti.utils.config.parsing import parse_config
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(InferenceConfig, sys.argv[1:] if argv is None else argv)
     files = concept_files(config)
     prompts = read_prompts(config.prompts_file_path) if config.prompts_file_path else config.prompts or ()
+    config.check_count(len(prompts))
 
     from neti.models.generation.run import InferenceRun  # takes seconds (torch): mistakes found above are told at once
 
@@ -69,13 +70,9 @@ def concept_files(config: InferenceConfig) -> dict[str, ConceptFiles]:
 
 def one_concept(config: InferenceConfig) -> ConceptFiles:
     """The file(s) of the concept that is `{}`: explicit paths win over a folder and an iteration."""
-    explicit = config.concept or config.mapper_checkpoint_path
-    if explicit is not None:
-        return explicit_files(explicit, config.learned_embeds_path)
-    if config.learned_embeds_path is not None:
-        raise UserError("learned_embeds_path is given without mapper_checkpoint_path: give both or neither")
-    assert config.input_dir is not None, "asked for only where there is a source"
-    return find_files(config.input_dir, config.iteration)
+    if config.concept is not None:
+        return explicit_files(config.concept, None)
+    return chosen_files(config.input_dir, config.iteration, config.mapper_checkpoint_path, config.learned_embeds_path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Render the photos of the miniature's held-out concepts, and the pictures in its held-out style.
+"""Render the photos, masks and references of the miniature's held-out concepts, and the pictures in its held-out style.
 
     python scripts/make_concepts.py [--folder input_configs/concepts] [--pixels 64] [--font NotoColorEmoji.ttf]
 
@@ -26,7 +26,12 @@ except ModuleNotFoundError as missing:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write all concept folders, the index and the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("input_configs/concepts"), help="where they are written")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("input_configs/concepts"),
+        help="where the photos are written; the other sets go beside it",
+    )
     parser.add_argument("--pixels", type=int, default=64, help="side of a photo: the miniature's image size")
     parser.add_argument("--font", help="path of NotoColorEmoji.ttf, if it is not where Debian puts it")
     arguments = parser.parse_args(argv)

@@ -13,6 +13,7 @@ from pathlib import Path
 try:
     from PIL import Image
 
+    from neti.training.evaluation.images import described_image
     from neti.utils.errors import UserError, exit_on_user_error
     from neti.utils.grid import labelled_grid
     from neti.utils.image_files import read_metadata, write_png
@@ -33,26 +34,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="which seed to show; the lowest if left out")
     arguments = parser.parse_args(argv)
 
-    output = arguments.folder / "overview.png"
-    if output.exists() and read_metadata(output) is None:
-        raise UserError(f"{output} is not from this script and is left as it is: rename it, or remove it first")
-    images: dict[tuple[str, int | None, int], Path] = {}
+    images: dict[tuple[str, int | None, int | None], Path] = {}
     for path in sorted(arguments.folder.glob("*/*.png")):
         if recipe := (read_metadata(path) or {}).get("recipe"):
-            images[recipe["prompt"], recipe["truncation"], recipe["seed"]] = path
+            image = described_image(path, recipe)
+            images[image.prompt, image.truncation, image.seed] = path
     if not images:
         raise UserError(f"{arguments.folder} holds no images of scripts/inference.py: pass its inference_dir")
-    seeds = sorted({key[2] for key in images})
+    seeds = sorted({seed for _, _, seed in images if seed is not None})
     seed = seeds[0] if arguments.seed is None else arguments.seed
     if seed not in seeds:
-        raise UserError(f"--seed {seed}: {arguments.folder} has images of the seeds {', '.join(map(str, seeds))}")
-    prompts = list(dict.fromkeys(prompt for prompt, _, of in images if of == seed))
+        raise UserError(f"--seed {seed}: {arguments.folder} has images of the seeds {', '.join(map(str, seeds[:20]))}")
+    output = arguments.folder / "overview.png"
+    if output.exists() and "seed" not in (read_metadata(output) or {}):
+        raise UserError(f"{output} was not written by this script and stays as it is; move it away")
+    prompts = list(dict.fromkeys(prompt for prompt, _, _ in images))
     truncations = sorted({key[1] for key in images}, key=lambda k: float("-inf") if k is None else -k)
 
     rows, labels = [], []
     if arguments.photos:
-        from neti.training.data.photos import find_images  # takes a second: mistakes found above come at once
-
         photos, _ = find_images(arguments.photos)
         rows.append([_tile(load_image(path)) for path in photos[: len(prompts)]])
         labels.append("photos of the concept")

@@ -58,6 +58,6 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     try:
         with Image.open(path) as image:
             metadata = json.loads(image.info[METADATA_KEY])
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, RecursionError, Image.DecompressionBombError):
         return None
     return metadata if isinstance(metadata, dict) else None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .errors import UserError
+from .errors import UserError, shown
 
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
 MAX_COUNT = 100_000  # a slip such as 0-99999999 should say so, not fill the memory
-_PART = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+_PART = re.compile(r"(\d{1,30})(?:\s*-\s*(\d{1,30}))?", re.ASCII)
 
 
 def parse_seeds(value: int | str | Iterable[int | str]) -> list[int]:
@@ -25,7 +25,7 @@ def parse_seeds(value: int | str | Iterable[int | str]) -> list[int]:
         match = _PART.fullmatch(part)
         if match is None:
             raise UserError(
-                f'{part!r} is neither a seed nor a range of seeds; write for example 42, "0-31" or "1,5,7-9"'
+                f'{shown(part)} is neither a seed nor a range of seeds; write for example 42, "0-31" or "1,5,7-9"'
             )
         first = int(match[1])
         last = int(match[2]) if match[2] is not None else first
@@ -42,4 +42,4 @@ def parse_seeds(value: int | str | Iterable[int | str]) -> list[int]:
 def _parts(value: int | str | Iterable[int | str]) -> list[str]:
     if isinstance(value, (int, str)):
         return [part.strip() for part in str(value).split(",") if part.strip()]
-    return [part for item in value for part in _parts(item)]
+    return [part for item in value for part in (_parts(item) if isinstance(item, (int, str)) else [str(item)])]

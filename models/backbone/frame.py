@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import pairwise
 from typing import Any
 
+from ...utils.config.records import from_plain
 from ..attention.layers import Layer
 
 
@@ -53,8 +55,21 @@ class Frame:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Frame:
-        """The frame of a `record`; KeyError, TypeError or ValueError for anything else."""
-        layers = tuple(Layer(*fields) for fields in record["layers"])
-        if [layer.index for layer in layers] != list(range(len(layers))) or not layers:
+        """The frame of a `record`; ValueError for anything else."""
+        plain = from_plain(_Record, record)
+        frame = cls(tuple(Layer(*fields) for fields in plain.layers), plain.text_widths, plain.tokens)
+        steps = [after.place - before.place for before, after in pairwise(frame.layers)]
+        if not frame.layers or frame.layers[0].place != 0 or not set(steps) <= {0, 1}:
+            raise ValueError("the layers' places are not numbered from 0")
+        if [layer.index for layer in frame.layers] != list(range(len(frame.layers))):
             raise ValueError("the layers are not numbered from 0")
-        return cls(layers, tuple(record["text_widths"]), record["tokens"])
+        if not frame.text_widths or min(*frame.text_widths, frame.tokens) < 1:
+            raise ValueError("the frame has no text")
+        return frame
+
+
+@dataclass(frozen=True)
+class _Record:
+    layers: tuple[tuple[int, str, str, int, int, int], ...]
+    text_widths: tuple[int, ...]
+    tokens: int

@@ -2,65 +2,103 @@
 
     diffusers (`learned_embeds.safetensors`, `.bin`)    {token: tensor}
     web UIs (`.pt`)                                     {"string_to_param": {"*": tensor}, "name": token, ...}
-    web UIs (`.safetensors`)                            {"emb_params": tensor}; the token is the file's name
+    web UIs and kohya (`.safetensors`)                  {"emb_params": tensor}; the token is the file's name
+    OneTrainer (`.safetensors`)                         {"emp_params": tensor}; likewise
+    diffusers' advanced scripts                         {"clip_l": tensor}; likewise
+    Stable Diffusion XL, all tools                      {"clip_l": tensor, "clip_g": tensor}; likewise
+    kohya's XTI                                         {"IN01": tensor, ..., "OUT11": tensor}; likewise
     the Textual Inversion paper's code (`.pt`)          {"string_to_param": nn.ParameterDict, ...}; likewise
 
-The tensor is [D], or [n, D] for a token of n vectors. None of them says reliably which base model it belongs to.
+A tensor is [D], or [n, D] for a token of n vectors, which takes n positions of the prompt. None of the files says
+reliably which base model it belongs to. What is in a file decides how it is read, not the ending of its name.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, shorten
+from ...utils.files import require_file
 from ...utils.image_files import write_atomically
 from ..backbone.backbone import Backbone
+from ..backbone.frame import Frame
 from ..conditioning.tokens import check_placeholder
-from ..methods import Start, TextualInversion, WordVectorsConfig
+from ..files import without_paths
+from ..methods import XTI, TextualInversion, WordVectorsConfig
 from .concept import Concept
 from .restricted_pickle import read_pickle
+from .tensors import plain, read_safetensors
 
-CONTENT = "a Textual Inversion embedding file"
+WHAT = "Textual Inversion embedding file"
 SUFFIXES = (".safetensors", ".bin", ".pt")
 WEB_UI_TOKEN_ID = 265  # the id of "*" in CLIP's vocabulary, which web UIs store and nobody reads
 PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"
+ALL = "all"  # places, where they are not told apart
+TOWERS = ("clip_l", "clip_g")  # what the tools call Stable Diffusion XL's text encoders, in the order of their widths
+NAMELESS = {"emb_params", "emp_params", "clip_l"}  # keys of one tensor whose token is the file's name
+PLACE = re.compile(r"(IN|MID|OUT)\d*")
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8")
 
 
 class _PickledParameters:
     """Stands in for the ParameterDict of the paper's code; what it holds arrives in `__dict__`."""
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """What is in an embedding file. word: that it answers to.
+
+    widths: of the text towers. words: one entry [n, D] for all places, or by the places' names (XTI).
+    """
+
+    word: str
+    widths: tuple[int, ...]
+    words: Mapping[str, Tensor]
+
+    def check_fits(self, frame: Frame, base_model: str) -> None:
+        """ValueError unless a model of this frame can read it."""
+        if self.widths != frame.text_widths:
+            own, wanted = (" and ".join(map(str, widths)) for widths in (self.widths, frame.text_widths))
+            family = "an embedding for Stable Diffusion XL, of " if len(self.widths) > 1 else "has "
+            raise ValueError(
+                f"{family}text width {own}, but the base model {base_model} has {wanted}; name the base model it was "
+                "trained on"
+            )
+        if ALL not in self.words and self.words.keys() != set(frame.place_names):
+            raise ValueError(
+                f"has vectors for the layers {', '.join(self.words)}, but those of the base model {base_model} are "
+                f"{shorten(', '.join(frame.place_names))}"
+            )
+
+
 def load_embedding(path: str | Path, backbone: Backbone, placeholder: str | None = None) -> Concept:
     """The concept in an embedding file, for the base model it was trained on (its weights are not needed).
 
     placeholder: the word it shall answer to; None takes the file's own.
-    Raises UserError for a file that is missing, broken or of another kind, asks to execute code, holds several vectors
-    for the token, or is of another text width than `backbone`; and for a word that cannot be a placeholder.
+    Raises UserError for a file that is missing, broken or of another kind, asks to execute code, holds NaN, or is of
+    other text widths or layers than `backbone`; and for a word that cannot be a placeholder.
     """
-    token, vectors = read_embedding(Path(path))
-    if len(vectors) != 1:
-        raise UserError(
-            f"{path}: its token {token!r} stands for {len(vectors)} vectors; several vectors per token are not "
-            "supported, take an embedding of one vector"
-        )
-    width = vectors.shape[1]
-    if width != backbone.frame.text_width:
-        raise UserError(
-            f"{path}: has text width {width}, but the base model {backbone.name} has {backbone.frame.text_width}; name "
-            "the base model it was trained on"
-        )
-    placeholder = token if placeholder is None else placeholder
-    check_placeholder(backbone.tokenizer, placeholder)
-    method = TextualInversion.create(WordVectorsConfig(), backbone.frame, Start(vectors[0]))
-    return Concept(method.eval(), placeholder, super_category="", metadata={"base_model": backbone.name})
+    frame, embedding = backbone.frame, read_embedding(Path(path))
+    word = embedding.word if placeholder is None else placeholder
+    try:
+        embedding.check_fits(frame, backbone.name)
+        check_placeholder(backbone.tokenizer, word)
+        places = [ALL] if ALL in embedding.words else frame.place_names
+        words = torch.stack([embedding.words[name] for name in places])  # [1|P, n, D]
+        method = (TextualInversion if ALL in embedding.words else XTI)(WordVectorsConfig(words.shape[1]), frame)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    method.load_state_dict({"words": words.reshape(method.words.shape)})
+    return Concept(method.eval(), word, super_category="", metadata={"base_model": backbone.name})
 
 
 def save_embedding(concept: Concept, path: str | Path) -> None:
@@ -76,13 +114,16 @@ def save_embedding(concept: Concept, path: str | Path) -> None:
             "layer_embeddings"
         )
     check_output(path)
-    vectors = method.words.detach().cpu().float()[0].contiguous()  # [1,D]
-    base_model = str(concept.metadata.get("base_model", ""))
+    frame = method.frame
+    vectors = method.words.detach().cpu().float().reshape(-1, frame.text_width)  # [n, D]
+    parts = [part.contiguous() for part in vectors.split(list(frame.text_widths), dim=1)]
+    named = dict(zip(TOWERS, parts, strict=True)) if len(parts) > 1 else {concept.placeholder: parts[0]}
+    base_model = without_paths(str(concept.metadata.get("base_model", "")))
     if path.suffix == ".safetensors":
-        about = {"format": "pt", "base_model": base_model, "text_width": str(method.frame.text_width)}
-        content = safetensors.torch.save({concept.placeholder: vectors}, metadata=about)
-    elif path.suffix == ".bin":
-        content = _pickled({concept.placeholder: vectors})
+        about = {"format": "pt", "base_model": base_model, "text_width": str(frame.text_width)}
+        content = safetensors.torch.save(named, metadata=about)
+    elif path.suffix == ".bin" or len(parts) > 1:
+        content = _pickled(named)
     else:
         content = _pickled(
             {
@@ -106,40 +147,65 @@ def check_output(path: Path) -> None:
         )
 
 
-def read_embedding(path: Path) -> tuple[str, Tensor]:
-    """The token in an embedding file and its vectors [n, D] in float32; UserError as in `load_embedding`."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such embedding file")
-    if path.suffix == ".safetensors":
-        try:
-            content: Any = safetensors.torch.load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a complete .safetensors file ({error}); take another copy") from error
+def read_embedding(path: Path) -> Embedding:
+    """What is in an embedding file, in float32; UserError as in `load_embedding`."""
+    require_file(path, WHAT)
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start.startswith(PICTURES):
+        raise UserError(
+            f"{path}: is a picture; an embedding hidden inside one is not read: let the tool that made it save it as "
+            ".safetensors or .pt"
+        )
+    if start[8:] == b"{":  # behind the length of a safetensors header
+        content: Any = read_safetensors(path)
     else:
-        content = read_pickle(path, CONTENT, [(_PickledParameters, PARAMETER_DICT)])
-    token, vectors = _find_vectors(path, content)
-    if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2) or not vectors.is_floating_point():
-        raise UserError(f"{path}: not {CONTENT}; nothing in it is a vector per token")
-    return token, torch.atleast_2d(vectors.detach().float())
+        content = read_pickle(path, WHAT, [(_PickledParameters, PARAMETER_DICT)])
+    try:
+        return _find_words(path.stem, content)
+    except ValueError as error:
+        raise UserError(f"{path}: not a {WHAT} that can be read; {error}") from None
 
 
-def _find_vectors(path: Path, content: Any) -> tuple[str, Any]:
-    """The token and what should be its vectors, whichever of the formats it is."""
+def _find_words(stem: str, content: Any) -> Embedding:
+    """Whichever of the formats it is; ValueError if it is none. stem: of the file's name."""
     content = content if isinstance(content, Mapping) else {}
-    if {"clip_l", "clip_g"} <= content.keys():
-        raise UserError(f"{path}: an embedding for Stable Diffusion XL, whose two text encoders are not supported")
-    if "string_to_param" in content:
+    keys = {str(key) for key in content}
+    if "string_to_param" in keys:
         found = content["string_to_param"]
         params = vars(found).get("_parameters") if isinstance(found, _PickledParameters) else found
         if isinstance(params, Mapping) and len(params) == 1:
-            return str(content.get("name") or path.stem), next(iter(params.values()))
-    elif len(content) == 1:
-        [(token, vectors)] = content.items()
-        return path.stem if token == "emb_params" else str(token), vectors
-    raise UserError(
-        f"{path}: not {CONTENT}, which holds exactly one token, as diffusers' {{token: tensor}} or as the web UIs' "
-        "string_to_param or emb_params"
+            words = _vectors("string_to_param", next(iter(params.values())))
+            return Embedding(str(content.get("name") or stem), (words.shape[1],), {ALL: words})
+    elif keys == set(TOWERS):
+        towers = [_vectors(name, content[name]) for name in TOWERS]
+        if len(towers[0]) != len(towers[1]):
+            raise ValueError(f"clip_l has {len(towers[0])} vectors and clip_g {len(towers[1])}")
+        return Embedding(stem, tuple(tower.shape[1] for tower in towers), {ALL: torch.cat(towers, dim=1)})
+    elif keys == {"clip_g"}:
+        raise ValueError("of Stable Diffusion XL's two text encoders it has one, clip_g; clip_l is missing")
+    elif len(keys) == 1:
+        [(token, value)] = content.items()
+        words = _vectors(str(token), value)
+        return Embedding(stem if token in NAMELESS else str(token), (words.shape[1],), {ALL: words})
+    elif keys and all(PLACE.fullmatch(key) for key in keys):
+        layers = {str(key): _vectors(str(key), value) for key, value in content.items()}
+        shapes = {tuple(words.shape) for words in layers.values()}
+        if len(shapes) > 1:
+            raise ValueError("its layers have different numbers of vectors")
+        return Embedding(stem, (next(iter(shapes))[1],), layers)
+    raise ValueError(
+        "it must hold exactly one token, as diffusers' {token: tensor}, as the web UIs' string_to_param or emb_params, "
+        "or as clip_l with clip_g" + (f", and it holds {shorten(', '.join(sorted(keys)))}" if keys else "")
     )
+
+
+def _vectors(name: str, value: Any) -> Tensor:
+    """[n, D]; ValueError for anything else."""
+    words = torch.atleast_2d(plain(shorten(name), value))
+    if words.ndim != 2 or not words.numel():
+        raise ValueError(f"{shorten(name)} is not a vector per token, but has the shape {list(words.shape)}")
+    return words
 
 
 def _pickled(value: object) -> bytes:

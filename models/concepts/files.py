@@ -6,17 +6,22 @@ A concept of this project is one file, `concept-steps-{N}.safetensors`; one of t
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...utils.errors import UserError
+from ...utils.config.yaml_text import load_yaml
+from ...utils.errors import UserError, shorten
+from ...utils.files import list_folder, require_file
 
 if TYPE_CHECKING:
     from .concept import Concept
 
 CONCEPT_NAME = re.compile(r"concept-steps-(\d+)\.safetensors")
 MAPPER_NAME = re.compile(r"mapper-steps-(\d+)\.pt")
+EMBEDS_NAME = re.compile(r"learned_embeds-steps-(\d+)\.bin")
 
 
 class ConceptFiles(NamedTuple):
@@ -36,9 +41,12 @@ class ConceptFiles(NamedTuple):
         from .concept import Concept  # imported late: finding files must not cost the seconds torch takes
         from .public_code import load_reference_concept
 
-        if self.embeds is None:
-            return Concept.load(self.concept)
-        return load_reference_concept(self.concept, self.embeds)
+        if self.embeds is not None:
+            return load_reference_concept(self.concept, self.embeds)
+        concept = Concept.load(self.concept)
+        if path := _local_base_model(self.concept, concept.metadata.get("base_model")):
+            concept.metadata["base_model"] = path
+        return concept
 
 
 def explicit_files(concept: Path, embeds: Path | None) -> ConceptFiles:
@@ -50,15 +58,29 @@ def explicit_files(concept: Path, embeds: Path | None) -> ConceptFiles:
         )
     files = ConceptFiles(concept, embeds)
     for path in files.paths:
-        if not path.is_file():
-            raise UserError(f"no concept file at {path}: check the path, or give input_dir and iteration")
+        require_file(path, "concept file")
     return files
+
+
+def chosen_files(
+    input_dir: Path | None, iteration: int | None, mapper: Path | None, embeds: Path | None
+) -> ConceptFiles:
+    """As the public code chooses: the named files, and whatever half is not named from `input_dir` at `iteration`."""
+    if input_dir is not None and mapper is None and embeds is None:
+        return find_files(input_dir, iteration)
+    if input_dir is not None and mapper is None:
+        mapper = _half(input_dir, iteration, "mapper", MAPPER_NAME)
+    elif input_dir is not None and embeds is None and mapper is not None and mapper.suffix != ".safetensors":
+        embeds = _half(input_dir, iteration, "learned_embeds", EMBEDS_NAME)
+    if mapper is None:
+        raise UserError(f"learned_embeds_path {embeds} needs its mapper: give mapper_checkpoint_path or input_dir too")
+    return explicit_files(mapper, embeds)
 
 
 def files_at(place: Path) -> ConceptFiles:
     """The concept at a place that says by itself what it is: a run folder (its highest iteration), a `.safetensors`
     file, or a mapper file of the public code with its embeddings file beside it. UserError as the others."""
-    if place.is_dir():
+    if os.path.isdir(place):
         return find_files(place)
     if place.suffix == ".safetensors":
         return explicit_files(place, None)
@@ -68,7 +90,7 @@ def files_at(place: Path) -> ConceptFiles:
             "run's folder"
         )
     embeds = _embeds(place)
-    if not embeds.is_file():
+    if not os.path.isfile(embeds):
         raise UserError(f"{place} is a mapper of the public code and needs {embeds.name} beside it")
     return explicit_files(place, embeds)
 
@@ -79,27 +101,64 @@ def find_files(input_dir: Path, iteration: int | None = None) -> ConceptFiles:
     Where both formats hold the same iteration (a converted checkpoint) the `.safetensors` is taken. UserError names
     the iterations that are there.
     """
-    if not input_dir.is_dir():
-        raise UserError(f"input_dir {input_dir} is not a folder: give the folder a training run wrote")
-    found: dict[int, ConceptFiles] = {}
-    folders = [folder for folder in (input_dir, input_dir / "checkpoints") if folder.is_dir()]
-    for folder in folders:
-        for path in sorted(folder.iterdir()):
-            if (match := MAPPER_NAME.fullmatch(path.name)) and _embeds(path).is_file():
-                found.setdefault(int(match[1]), ConceptFiles(path, _embeds(path), int(match[1])))
-    for folder in reversed(folders):
-        for path in sorted(folder.iterdir()):
-            if match := CONCEPT_NAME.fullmatch(path.name):
-                found[int(match[1])] = ConceptFiles(path, iteration=int(match[1]))
+    found = {n: ConceptFiles(path, _embeds(path), n) for n, path in _numbered(input_dir, MAPPER_NAME, with_embeds=True)}
+    found |= {n: ConceptFiles(path, iteration=n) for n, path in _numbered(input_dir, CONCEPT_NAME)}
     if not found:
         raise UserError(
             f"no concept in {input_dir}: looked for concept-steps-N.safetensors, and for mapper-steps-N.pt beside "
             "learned_embeds-steps-N.bin, there and in its checkpoints folder"
         )
     if iteration is not None and iteration not in found:
-        there = ", ".join(map(str, sorted(found)))
+        there = shorten(", ".join(map(str, sorted(found))))
         raise UserError(f"no concept of iteration {iteration} in {input_dir}: it holds iterations {there}")
     return found[max(found) if iteration is None else iteration]
+
+
+def _local_base_model(concept: Path, name: str | None) -> str | None:
+    """Where the base model lies that the concept knows by name only: its run's own config.yaml, beside or above it."""
+    for folder in concept.absolute().parents[:2]:
+        if name and os.path.isfile(folder / "config.yaml"):
+            try:
+                path = load_yaml(folder / "config.yaml")["model"]["pretrained_model_name_or_path"]
+            except (UserError, LookupError, TypeError):  # somebody else's file
+                continue
+            if isinstance(path, str) and path != name and without_paths(path) == name:
+                return path
+    return None
+
+
+def without_paths(value: Any) -> Any:
+    """JSON with the last name of every path that leads through somebody's disk: files are made to be shared.
+
+    A path inside the folder that a command was called in (`photos/mug`, `models/miniature/sd`) tells nothing and stays.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_paths(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(part) for part in value]
+    if isinstance(value, str):
+        windows = PureWindowsPath(value)  # knows both separators
+        if windows.is_absolute() or value.startswith(("/", "~", "..")):
+            return windows.name
+    return value
+
+
+def _half(input_dir: Path, iteration: int | None, kind: str, name: re.Pattern[str]) -> Path:
+    """One of the two files of a concept of the public code."""
+    found = dict(_numbered(input_dir, name))
+    number = max(found, default=None) if iteration is None else iteration
+    if number not in found:
+        raise UserError(f"{input_dir} holds no {kind}-steps-{'N' if number is None else number}; name it too")
+    return found[number]
+
+
+def _numbered(input_dir: Path, name: re.Pattern[str], with_embeds: bool = False) -> list[tuple[int, Path]]:
+    """Iteration and path of the files of this name in a run folder, those in its `checkpoints/` first."""
+    paths = list_folder(input_dir, "input_dir")
+    if os.path.isdir(input_dir / "checkpoints"):
+        paths = list_folder(input_dir / "checkpoints", "input_dir") + paths
+    named = [(int(match[1]), path) for path in paths if (match := name.fullmatch(path.name))]
+    return [(n, path) for n, path in named if not with_embeds or os.path.isfile(_embeds(path))]
 
 
 def _embeds(mapper: Path) -> Path:

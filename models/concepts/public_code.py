@@ -6,18 +6,22 @@ below, as empty shells that hold data.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...utils.errors import UserError
+from ...utils.config.records import from_plain
+from ...utils.errors import UserError, first_line, shown
+from ...utils.files import parse_json_object
 from ..backbone.frame import Frame
+from ..conditioning.prompts import placeholder_problem
 from ..methods import NeTI, NeTIConfig
-from ..methods.neti.mapper import NormRule
 from . import restricted_pickle
 from .concept import Concept
+from .tensors import fill, plain
 
 
 class _PickledEncoder:
@@ -45,41 +49,54 @@ def load_reference_concept(mapper_path: str | Path, embeds_path: str | Path) -> 
     embeds = read_pickle(embeds_path)
     if not isinstance(checkpoint, dict) or not {"state_dict", "cfg", "encoder"} <= checkpoint.keys():
         raise UserError(f"{mapper_path}: not a mapper checkpoint of the public NeTI code (no state_dict, cfg, encoder)")
-    if not isinstance(embeds, dict) or len(embeds) != 1 or not isinstance(next(iter(embeds.values())), Tensor):
-        raise UserError(f"{embeds_path}: must hold the embedding of exactly one placeholder")
-    [(placeholder, embedding)] = embeds.items()
+    try:
+        [(placeholder, embedding)] = embeds.items()
+        if problem := placeholder_problem(placeholder):
+            raise ValueError(f"{shown(placeholder)} {problem}")
+        embedding = plain("it", embedding)
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = first_line(error)
+        raise UserError(f"{embeds_path}: must hold the embedding of exactly one placeholder ({reason})") from error
     try:
         return convert(checkpoint, placeholder, embedding)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ZeroDivisionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{mapper_path}: not a mapper checkpoint this version understands ({reason})") from error
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise UserError(
+            f"{mapper_path}: not a mapper checkpoint this version understands ({first_line(error)})"
+        ) from error
 
 
 def read_pickle(path: str | Path) -> Any:
     """A file of the public code, through the restricted unpickler; UserError if it asks for anything more."""
     shells = [(_PickledEncoder, name) for name in ENCODER_CLASSES]
-    return restricted_pickle.read_pickle(path, "a checkpoint of the public NeTI code", shells)
+    return restricted_pickle.read_pickle(path, "checkpoint of the public NeTI code", shells)
 
 
 def convert(checkpoint: dict[str, Any], placeholder: str, embedding: Tensor) -> Concept:
-    """The concept in an unpickled mapper checkpoint and its placeholder's embedding [D]."""
+    """The concept in an unpickled mapper checkpoint and its placeholder's embedding [D].
+
+    Raises almost anything for a checkpoint of another shape.
+    """
     settings: dict[str, Any] = checkpoint["cfg"]["model"]
-    state: dict[str, Tensor] = checkpoint["state_dict"]
+    state: dict[str, Any] = checkpoint["state_dict"]
     encoder: dict[str, Any] = vars(checkpoint["encoder"])
     output_width = len(state["output_layer.0.bias"])
 
-    config = NeTIConfig(
-        hidden_dim=len(state["net.1.bias"]),
-        use_positional_encoding=settings["use_positional_encoding"],
-        sigma_t=settings["pe_sigmas"]["sigma_t"],
-        sigma_l=settings["pe_sigmas"]["sigma_l"],
-        num_time_anchors=settings["num_pe_time_anchors"],
-        output_bypass=settings["output_bypass"],
-        use_nested_dropout=settings["use_nested_dropout"],
-        nested_dropout_prob=settings["nested_dropout_prob"],
-        normalize_output=settings["normalize_mapper_output"],
-        norm_rule=NormRule.joint,
-        target_norm=settings["target_norm"] or embedding.norm().item(),  # the embedding keeps the super category's norm
+    config = from_plain(
+        NeTIConfig,
+        {
+            "hidden_dim": len(state["net.1.bias"]),
+            "use_positional_encoding": settings["use_positional_encoding"],
+            "sigma_t": settings["pe_sigmas"]["sigma_t"],
+            "sigma_l": settings["pe_sigmas"]["sigma_l"],
+            "num_time_anchors": settings["num_pe_time_anchors"],
+            "output_bypass": settings["output_bypass"],
+            "use_nested_dropout": settings["use_nested_dropout"],
+            "nested_dropout_prob": settings["nested_dropout_prob"],
+            "normalize_output": settings["normalize_mapper_output"],
+            "norm_rule": "joint",
+            # the embedding keeps the super category's norm
+            "target_norm": settings["target_norm"] or embedding.norm().item(),
+        },
     )
     if config.use_positional_encoding:
         num_layers = len(state["input_layer.bias"]) // config.num_time_anchors
@@ -88,20 +105,21 @@ def convert(checkpoint: dict[str, Any], placeholder: str, embedding: Tensor) -> 
     text_width = output_width // 2 if config.output_bypass else output_width
 
     tensors = {
-        f"mapper.{ours}.{kind}": state[f"{theirs}.{kind}"].detach().float().clone()
+        f"mapper.{ours}.{kind}": state[f"{theirs}.{kind}"]
         for theirs, ours in PARAMETER_NAMES.items()
         for kind in ("weight", "bias")
         if f"{theirs}.{kind}" in state
     }
-    if config.use_positional_encoding:  # w is in neither the state dict nor the config, only in the pickled encoder
-        tensors["mapper.encoding.frequencies"] = encoder["w"].detach().float().clone()
+    if config.use_positional_encoding:
+        # w is in neither the state dict nor the config, only in the pickled encoder: as a plain attribute. A resume by
+        # the public code makes it a parameter, and then it is in the state dict
+        tensors["mapper.encoding.frequencies"] = state["encoder.w"] if "encoder.w" in state else encoder["w"]
     with torch.device("meta"):
         method = NeTI(config, Frame.of_sizes(num_layers, [text_width]))
-    method.load_state_dict(tensors, assign=True)
-    data: dict[str, Any] = checkpoint["cfg"].get("data", {})
-    return Concept(
-        method=method.eval(),
-        placeholder=placeholder,
-        super_category=data.get("super_category_token", ""),
-        metadata={"base_model": settings["pretrained_model_name_or_path"], "training_config": checkpoint["cfg"]},
-    )
+    fill(method, tensors)
+    category: Any = checkpoint["cfg"].get("data", {}).get("super_category_token", "")
+    base_model: Any = settings["pretrained_model_name_or_path"]
+    if not isinstance(category, str) or not isinstance(base_model, str):
+        raise TypeError("its super category and its base model must be text")
+    settings_of_run = parse_json_object(json.dumps(checkpoint["cfg"], default=str))
+    return Concept(method.eval(), placeholder, category, {"base_model": base_model, "training_config": settings_of_run})

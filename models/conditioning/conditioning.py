@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...utils.transfer import to_device
+from ...utils.devices import to_device
 from ..attention.packing import pack
 from ..backbone.frame import Frame
 from ..backbone.text import TextStack
@@ -57,6 +57,12 @@ class Conditioning:
     def packed(self) -> Tensor:
         """ONE plain batch-first tensor [B,R,D] for the U-Net's `encoder_hidden_states`; see `attention.packing`."""
         return pack(self.keys, self.values, self.slots, self.image)
+
+    @property
+    def nbytes(self) -> int:
+        """Of keys and values, each storage once."""
+        storages = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in (self.keys, self.values)}
+        return sum(storage.nbytes() for storage in storages.values())
 
     def at(self, index: int) -> Conditioning:
         """The one at `index` of the batch, as a batch of one; a batch of one stands for every index."""

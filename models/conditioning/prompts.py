@@ -94,6 +94,7 @@ VALIDATION_PROMPTS = (
     "A painting of {} in the style of Monet",
 )
 
+MAX_PLACEHOLDER = 100  # characters; it stands in prompts, messages and the names of files
 MAX_NAME_BYTES = 120  # file systems allow 255 (some 143); what is appended to a name must fit too
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029]')
 _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
@@ -142,6 +143,19 @@ class Prompt:
     def names(self) -> tuple[str, ...]:
         """Of the concepts, in order, each once."""
         return tuple(dict.fromkeys(slot.name for slot in self.slots))
+
+
+def placeholder_problem(word: str) -> str | None:
+    """Why `word` cannot stand for a concept in prompts, whatever the model; None if it can."""
+    if not word or any(letter.isspace() or not letter.isprintable() for letter in word):
+        return "must be one word without spaces, such as '<toy>'"
+    if "{" in word or "}" in word:
+        return "must have no braces, with which prompts name concepts; choose one such as '<toy>'"
+    if len(word) == 1:
+        return "is one character, which every vocabulary knows as a word; choose one such as '<toy>'"
+    if len(word) > MAX_PLACEHOLDER:
+        return f"has more than {MAX_PLACEHOLDER} characters; choose one such as '<toy>'"
+    return None
 
 
 def placeholder_pattern(placeholder: str) -> str:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...utils.errors import UserError
-from .prompts import placeholder_pattern
+from ...utils.errors import UserError, shown
+from .prompts import placeholder_pattern, placeholder_problem
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ def tokenize(
 
 def check_placeholder(tokenizer: PreTrainedTokenizerBase, placeholder: str) -> None:
     """Raise UserError unless `placeholder` can stand for a new concept: one word the vocabulary does not know."""
-    if not placeholder or re.search(r"\s", placeholder):
-        raise UserError(f"placeholder {placeholder!r}: must be one word without spaces, such as '<toy>'")
+    if problem := placeholder_problem(placeholder):
+        raise UserError(f"placeholder {shown(placeholder)}: {problem}")
     if len(tokenizer(placeholder, add_special_tokens=False).input_ids) == 1:
         raise UserError(
             f"placeholder {placeholder!r}: already a word of the model's vocabulary; choose a new one such as "

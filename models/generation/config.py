@@ -7,12 +7,14 @@ from typing import Optional
 
 from ...utils.config.choices import Choice
 from ...utils.config.parsing import Config
-from ...utils.config.values import setting
+from ...utils.config.values import name_or_path, setting
 from ...utils.devices import device_problems
+from ...utils.errors import UserError, shorten, shown
 from ...utils.seeds import parse_seeds
-from ..conditioning.prompts import NAME
+from ..conditioning.prompts import NAME, safe_name
 from .mixtures import RuleConfig, StyleMixingConfig, parse_mixtures
 
+MAX_IMAGES = 1_000_000
 ONE_CONCEPT = ("concept", "input_dir", "mapper_checkpoint_path")  # the keys that say which concept `{}` is
 
 
@@ -37,9 +39,9 @@ class InferenceConfig(Config):
     input_dir: Optional[Path] = None
     # Where the images go; unset: a folder inference_{iteration} beside the concept
     inference_dir: Optional[Path] = None
-    # A mapper file of the public code (mapper-steps-N.pt); wins over input_dir
+    # A mapper file of the public code (mapper-steps-N.pt); wins over that of input_dir
     mapper_checkpoint_path: Optional[Path] = None
-    # The embeddings file that belongs to it (learned_embeds-steps-N.bin); wins over input_dir
+    # The embeddings file that belongs to it (learned_embeds-steps-N.bin); wins over that of input_dir
     learned_embeds_path: Optional[Path] = None
     # Prompts, each with {} for the concept, or {name} for one of several
     prompts: Optional[tuple[str, ...]] = None
@@ -62,7 +64,7 @@ class InferenceConfig(Config):
     # A plain word for {} instead of a concept: what the base model makes of the prompt alone
     word: Optional[str] = None
     # Model to generate with; unset: the one the concept was trained on
-    pretrained_model_name_or_path: Optional[str] = None
+    pretrained_model_name_or_path: Optional[str] = setting(None, parse=name_or_path)
     # Revision of the Hugging Face model: a branch, a tag or a commit
     revision: Optional[str] = None
     # What the images should not show
@@ -70,11 +72,11 @@ class InferenceConfig(Config):
     # Denoising steps per image
     num_denoising_steps: int = setting(50, at_least=1, at_most=1000)
     # Strength of the prompt; 1 or less switches guidance off
-    guidance_scale: float = setting(7.5, at_least=0)
+    guidance_scale: float = setting(7.5, at_least=0, at_most=1000, why="images are noise long before")
     # Sampler by name, such as dpmsolver++
     scheduler: str = "dpmsolver++"
     # Images denoised together; changes memory and speed, not the images
-    batch_size: int = setting(4, at_least=1)
+    batch_size: int = setting(4, at_least=1, at_most=1024, why="no device holds more at once, and it saves no time")
     # auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N
     device: str = "auto"
     # Run the base model's safety checker; unset: if it has one
@@ -88,7 +90,7 @@ class InferenceConfig(Config):
     @property
     def has_one_concept(self) -> bool:
         """Whether some concept is `{}` itself."""
-        return any(getattr(self, key) is not None for key in ONE_CONCEPT)
+        return any(getattr(self, key) is not None for key in (*ONE_CONCEPT, "learned_embeds_path"))
 
     @property
     def output_dir(self) -> Path:
@@ -99,7 +101,13 @@ class InferenceConfig(Config):
             return self.input_dir / ("inference" if self.iteration is None else f"inference_{self.iteration}")
         source = self.concept or self.mapper_checkpoint_path
         assert source is not None, "problems() asks for inference_dir where there is no single concept"
-        return source.parent / f"inference_{source.stem}"
+        return source.parent / safe_name(f"inference_{source.stem}")
+
+    def check_count(self, prompts: int) -> None:
+        """Raise UserError if that many prompts, with all seeds and truncations, are more images than anybody draws."""
+        if (count := prompts * len(self.seeds) * len(self.truncations)) > MAX_IMAGES:
+            factors = f"{prompts} prompts x {len(self.seeds)} seeds x {len(self.truncations)} truncations"
+            raise UserError(f"{factors} are {count} images; one call makes at most {MAX_IMAGES}: ask for fewer")
 
     def problems(self) -> list[str]:
         lines = device_problems("device", self.device)
@@ -111,8 +119,8 @@ class InferenceConfig(Config):
             for key in ("input_dir", "iteration", "mapper_checkpoint_path", "learned_embeds_path"):
                 if getattr(self, key) is not None:
                     lines.append(f"concept and {key} are both given; concept alone says which file to use")
-        elif self.input_dir is None and self.mapper_checkpoint_path is not None and self.learned_embeds_path is None:
-            lines.append("mapper_checkpoint_path needs learned_embeds_path: its learned_embeds-steps-N.bin")
+        elif self.input_dir is None and (self.mapper_checkpoint_path is None) != (self.learned_embeds_path is None):
+            lines.append("mapper_checkpoint_path and learned_embeds_path need each other, or input_dir for the other")
         if self.word is not None:
             return lines + self._word_problems()
         if not (self.has_one_concept or self.concepts):
@@ -140,19 +148,21 @@ class InferenceConfig(Config):
         concepts, mixtures, style = self.concepts or {}, self.mixtures or {}, self.style_mixing
         made = list(style.names.values()) if style.wanted else []
         lines = [
-            f"{key}: {name!r} is no name; begin with a letter, then letters, digits, _ and -"
+            f"{key}: {shown(name)} is no name; begin with a letter, then letters, digits, _ and -"
             for key, names in (("concepts", concepts), ("mixtures", mixtures))
             for name in names
             if not NAME.fullmatch(name)
         ]
-        lines += [f"mixtures: {name!r} is the name of a concept too" for name in mixtures if name in concepts]
-        lines += [f"{name!r} is what style_mixing calls a mixture of its own" for name in made if name in mixtures]
-        lines += [f"{name!r} is what style_mixing calls a mixture of its own" for name in made if name in concepts]
-        wanted = [(f"mixtures.{name}", rule.concept) for name, rules in mixtures.items() for rule in rules]
+        lines += [f"mixtures: {shown(name)} is the name of a concept too" for name in mixtures if name in concepts]
+        lines += [f"{shown(name)} is what style_mixing calls a mixture of its own" for name in made if name in mixtures]
+        lines += [f"{shown(name)} is what style_mixing calls a mixture of its own" for name in made if name in concepts]
+        wanted = [(f"mixtures.{shorten(name)}", rule.concept) for name, rules in mixtures.items() for rule in rules]
         wanted += [("style_mixing", name) for name in (style.geometry, style.appearance) if name]
-        known = ", ".join(concepts) or "none"
+        known = shorten(", ".join(concepts) or "none")
         lines += [
-            f"{key}: no concept is called {name!r}; concepts: {known}" for key, name in wanted if name not in concepts
+            f"{key}: no concept is called {shown(name)}; concepts: {known}"
+            for key, name in wanted
+            if name not in concepts
         ]
         if style.wanted and self.has_one_concept:
             lines.append("style_mixing fills {} itself; leave out concept, input_dir and mapper_checkpoint_path")

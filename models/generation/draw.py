@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import torch
@@ -60,6 +60,7 @@ def draw(
     """
     for (config, _), group in groupby(recipes, key=lambda recipe: (sampling_config(recipe), _edits(recipe, concepts))):
         pending = list(group)
+        conditionings = _conditionings(backbone, pending, concepts, config)
         for start in range(0, len(pending), batch_size):
             batch = pending[start : start + batch_size]
 
@@ -69,8 +70,7 @@ def draw(
 
             with torch.inference_mode():  # never around a yield to the caller: its code is not ours to switch
                 latents = initial_latents(backbone, [recipe.seed for recipe in batch], config)
-                conditionings = list(_conditionings(backbone, batch, concepts, config))
-                latents = denoise(backbone, conditionings, latents, config, stepped)
+                latents = denoise(backbone, list(islice(conditionings, len(batch))), latents, config, stepped)
             for recipe, latent in zip(batch, latents.split(1), strict=True):
                 image = _decode(backbone, named(recipe, concepts), latent, recipe)
                 withheld = safety_checker is not None and safety_checker.withholds([image])[0]
@@ -91,7 +91,7 @@ def _edits(recipe: ImageRecipe, concepts: Mapping[str, AnyConcept]) -> tuple[int
 def _conditionings(
     backbone: Backbone, recipes: Sequence[ImageRecipe], concepts: Mapping[str, AnyConcept], config: SamplingConfig
 ) -> Iterator[PromptConditioning]:
-    """One for each recipe; neighbours that differ in the seed get the same one."""
+    """One for each recipe, made when it is asked for; neighbours that differ in the seed get the same one."""
     for shared, group in groupby(recipes, key=lambda recipe: replace(recipe, seed=0)):
         conditioning = prepare_conditioning(
             backbone,

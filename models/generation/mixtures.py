@@ -2,15 +2,17 @@
 """How a person writes which concept speaks where: the rules of a mixture, and style mixing."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 
 from ...utils.config.parsing import CUTOFF, Config
 from ...utils.config.values import NULL, convert, setting
-from ...utils.errors import UserError
+from ...utils.errors import UserError, shown
 
 LAST_TIMESTEP = 999
+TIMESTEP = re.compile(r"[0-9]{1,3}")
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,15 @@ def parse_mixtures(raw: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     for name, rules in raw.items():
         mixtures[name] = []
         if not isinstance(rules, list) or not rules:
-            problems.append(f"{name} must be a list of rules such as [{{concept: mug}}]")
+            problems.append(f"{shown(name)[1:-1]} must be a list of rules such as [{{concept: mug}}]")
             continue
         for number, rule in enumerate(rules, start=1):
             try:
                 mixtures[name].append(_rule(rule))
             except UserError as error:
-                problems.append(f"{name}, rule {number}: {error}")
+                problems.append(f"{shown(name)[1:-1]}, rule {number}: {error}")
     if problems:
-        raise UserError("; ".join(problems))
+        raise UserError("; ".join(problems[:8]))
     return mixtures
 
 
@@ -84,20 +86,22 @@ def _rule(raw: Any) -> dict[str, Any]:
     for key in raw:
         if key not in allowed:
             close = difflib.get_close_matches(key, allowed, n=1, cutoff=CUTOFF)
-            raise UserError(f"unknown key {key}; {f'did you mean {close[0]}?' if close else ', '.join(allowed)}")
+            raise UserError(
+                f"unknown key {shown(key)[1:-1]}; {f'did you mean {close[0]}?' if close else ', '.join(allowed)}"
+            )
     if not isinstance(raw.get("concept"), str):
         raise UserError("names no concept; write concept: and one of the names under concepts")
     values: dict[str, Any] = {"concept": raw["concept"]}
     if "layers" in raw:
         layers = raw["layers"]
-        values["layers"] = ",".join(layers) if isinstance(layers, list) else convert(str, layers)
+        values["layers"] = ",".join(convert(str, layer) for layer in (layers if isinstance(layers, list) else [layers]))
     if "timesteps" in raw:
         values["timesteps"] = _timesteps(raw["timesteps"])
     if "truncation" in raw:
         try:
             values["truncation"] = convert(Optional[int], raw["truncation"])
         except UserError as error:
-            raise UserError(f"truncation {raw['truncation']!r} {error}") from None
+            raise UserError(f"truncation {shown(raw['truncation'])} {error}") from None
     return values
 
 
@@ -107,6 +111,6 @@ def _timesteps(raw: Any) -> list[int]:
         return [0, LAST_TIMESTEP]
     first, dash, last = raw.partition("-") if isinstance(raw, str) else ("", "", "")
     ends = [first.strip(), last.strip() if dash else first.strip()]
-    if not all(end.isdecimal() and int(end) <= LAST_TIMESTEP for end in ends) or int(ends[0]) > int(ends[1]):
-        raise UserError(f'timesteps {raw!r}: must be all, a timestep such as 600, or a rising range within "0-999"')
+    if not all(TIMESTEP.fullmatch(end) for end in ends) or int(ends[0]) > int(ends[1]):
+        raise UserError(f'timesteps {shown(raw)}: must be all, a timestep such as 600, or a rising range in "0-999"')
     return [int(end) for end in ends]

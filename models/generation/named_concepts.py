@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...utils.errors import UserError
+from ...utils.hashing import file_hash
 from ..attention.layers import Layer
 from ..backbone.backbone import Backbone
+from ..backbone.loading import BUNDLED
 from ..concepts.concept import Concept
 from ..concepts.files import ConceptFiles
 from ..conditioning.composition import AnyConcept, Mixture, Rule, parse_layers, place_names, style_mixture
 from ..conditioning.prompts import SLOT
 from .config import InferenceConfig
-from .recipes import content_hash
 
 
 class NamedConcepts:
@@ -30,7 +32,7 @@ class NamedConcepts:
         self.concepts = _load(files)
         self.by_name: dict[str, AnyConcept] = {name: concept.method for name, concept in self.concepts.items()}
         self.base_model = config.pretrained_model_name_or_path or _common_base_model(self.concepts, files)
-        self.descriptions: dict[str, Any] = {name: content_hash(found.paths) for name, found in files.items()}
+        self.descriptions: dict[str, Any] = {name: file_hash(*found.paths) for name, found in files.items()}
         self._parts = {name: [name] for name in files}
         if config.mixtures or config.style_mixing.wanted:
             self._mix(config)
@@ -113,6 +115,11 @@ def _common_base_model(concepts: Mapping[str, Concept], files: Mapping[str, Conc
         base_model = concept.metadata.get("base_model", "")
         if not base_model:
             raise UserError(f"{files[name].concept} does not name its base model: pass --pretrained_model_name_or_path")
+        if "/" not in base_model and base_model not in BUNDLED and not os.path.isdir(base_model):
+            raise UserError(
+                f"{files[name].concept} was trained on a local model called {base_model}, and a concept file does not "
+                "say where that lies: pass --pretrained_model_name_or_path FOLDER"
+            )
         named.setdefault(base_model, name)
     if len(named) != 1:
         shown = ", ".join(f"{{{name}}} on {base_model}" for base_model, name in named.items())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...utils.devices import library_versions
 from ..conditioning.prompts import SLOT, Prompt
 
-LIBRARIES = ("neti", "torch", "diffusers", "transformers")
 RENAMED = {"voices": "concepts"}  # what earlier versions called an entry
 
 
@@ -64,7 +62,7 @@ class ImageRecipe:
             return "it carries no recipe"
         defaults: dict[str, Any] = {field.name: field.default for field in fields(self) if field.default is not MISSING}
         there = dict(defaults)
-        there.update((RENAMED.get(key, key), value) for key, value in recorded.items())
+        there.update({RENAMED.get(str(key), str(key)): value for key, value in recorded.items()})
         mine = asdict(self)
         changed = [
             f"{key} {there.get(key)!r} there, {mine.get(key)!r} now"
@@ -74,15 +72,6 @@ class ImageRecipe:
         return "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
-def content_hash(paths: Iterable[Path]) -> str:
-    """SHA-256 over the bytes of the files, in order, as `sha256:<hex>`."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return f"sha256:{digest.hexdigest()}"
-
-
 def made_with(concept_files: Iterable[Path], device: str) -> dict[str, Any]:
     """The circumstances worth recording beside a recipe: concept file names, device, library versions."""
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"concept_files": [path.name for path in concept_files], "device": device, "versions": versions}
+    return {"concept_files": [path.name for path in concept_files], "device": device, "versions": library_versions()}

@@ -12,6 +12,7 @@ import torch
 from ...utils.devices import pick_device
 from ...utils.errors import UserError
 from ..backbone.backbone import Backbone
+from ..backbone.loading import check_text_to_image
 from ..backbone.safety import SafetyChecker, has_safety_checker
 from ..concepts.files import ConceptFiles
 from ..conditioning.composition import concepts_in, require_concept
@@ -42,6 +43,7 @@ class InferenceRun:
         self.device = pick_device(config.device)
         self.concepts = NamedConcepts(config, files)
         self.base_model = self.concepts.base_model
+        check_text_to_image(self.base_model, config.revision)
         self.has_checker = has_safety_checker(self.base_model, config.revision)
         self.use_checker = self.has_checker if config.safety_checker is None else config.safety_checker
         if self.use_checker and not self.has_checker:
@@ -188,7 +190,7 @@ class InferenceRun:
             tokenize(backbone.tokenizer, prompts, positions, required=False)
         checker = None
         if self.use_checker:
-            checker = SafetyChecker.from_pretrained(self.base_model, revision=revision, device=self.device)
+            checker = SafetyChecker.from_pretrained(self.base_model, revision=revision, dtype=dtype, device=self.device)
         return backbone, checker
 
 

@@ -21,19 +21,25 @@ from ..conditioning.conditioning import Conditioning, condition, join
 from ..conditioning.tokens import tokenize
 from ..methods.neti.positional_encoding import NUM_TIMESTEPS
 
-# Name -> class and what is changed in the model's own scheduler config (all else is kept, clip_sample too). Only
+# Latents are never in [-1, 1]: a scheduler that clips them draws garbage, and schedulers saved by diffusers leave it to
+# a default that clips. The offset is what stock pipelines correct it to.
+LATENTS = {"clip_sample": False, "thresholding": False, "steps_offset": 1}
+# Name -> class and what is changed in the model's own scheduler config beside LATENTS (all else is kept). Only
 # deterministic samplers: the seed's initial noise is the only randomness of a picture.
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    # the last step as the public code's diffusers took it
+    # as the public code's diffusers took its steps: from t = 999 whatever the config says, and not quite down to 0
     "dpmsolver++sigma_min": (
         DPMSolverMultistepScheduler,
-        {"algorithm_type": "dpmsolver++", "final_sigmas_type": "sigma_min"},
+        {"algorithm_type": "dpmsolver++", "final_sigmas_type": "sigma_min", "timestep_spacing": "linspace"},
     ),
     "ddim": (DDIMScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
 }
+
+
+KEPT_BYTES = 2**26  # of a prompt's conditioning
 
 
 class NaNImageError(UserError):
@@ -64,7 +70,8 @@ class SamplingConfig:
 class PromptConditioning:
     """One prompt, ready for the U-Net at every denoising step; made by `prepare_conditioning`.
 
-    Text is encoded for a block of steps at a time, so that memory does not depend on how many steps there are.
+    Text is encoded for a block of steps at a time, and kept for the next batch of seeds only as far as KEPT_BYTES go,
+    so that memory does not grow with the number of steps.
     timesteps [K]: as the scheduler gives them. projection: of the layers, for the concepts that the prompt names.
     """
 
@@ -86,15 +93,19 @@ class PromptConditioning:
             tokenize(backbone.tokenizer, [text], positions, required=False) for text in (prompt, negative_prompt)
         ]
         self._block = max(chunk_rows // backbone.frame.num_places, 1)
-        self._encoded: tuple[int, list[Conditioning]] | None = None
+        self._encoded: dict[int, list[Conditioning]] = {}
 
     @torch.no_grad()
     def at(self, step: int) -> tuple[Conditioning, Conditioning]:
         """(with the prompt, with the negative prompt) at step 0..K-1, each a batch of one."""
         block, place = divmod(step, self._block)
-        if self._encoded is None or self._encoded[0] != block:
-            self._encoded = block, self._encode(self.timesteps[block * self._block :][: self._block])
-        positive, negative = self._encoded[1]
+        if block not in self._encoded:
+            made = self._encode(self.timesteps[block * self._block :][: self._block])
+            size = sum(each.nbytes for each in made)
+            if size * (len(self._encoded) + 1) > KEPT_BYTES:
+                self._encoded = {}
+            self._encoded[block] = made
+        positive, negative = self._encoded[block]
         return positive.at(place), negative.at(place)
 
     def _encode(self, timesteps: Tensor) -> list[Conditioning]:
@@ -205,11 +216,20 @@ def decode(backbone: Backbone, latents: Tensor) -> list[Image.Image]:
 
 
 def make_scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
-    """A fresh scheduler (they carry state from step to step) with its timesteps set."""
+    """A fresh scheduler (they carry state from step to step) with its timesteps set.
+
+    Raises UserError for more steps than it has timesteps.
+    """
     scheduler_class, changes = SCHEDULERS[config.scheduler]
     own: Any = backbone.scheduler
-    scheduler = scheduler_class.from_config(own.config, **changes)
+    scheduler = scheduler_class.from_config(own.config, **LATENTS, **changes)
     scheduler.set_timesteps(config.steps, device=backbone.unet.device)
+    last = own.config["num_train_timesteps"] - 1
+    if scheduler.timesteps.max() > last or 1 < config.steps == (scheduler.timesteps <= 1).sum():
+        raise UserError(
+            f"steps {config.steps}: the timesteps of {backbone.name} go up to {last}, and scheduler {config.scheduler} "
+            f"would pass them; ask for {last // 2} or fewer"
+        )
     return scheduler
 
 

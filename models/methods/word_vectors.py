@@ -13,18 +13,27 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ...utils.errors import UserError
 from ..backbone.frame import Frame
 from ..conditioning.conditioning import ConceptVectors
 from .base import Generators, Method, Start
 
+MAX_VECTORS = 75  # CLIP reads 77 tokens, of which two are the marks of beginning and end
+
 
 @dataclass(frozen=True)
 class WordVectorsConfig:
-    """Nothing to set: the vectors start as the super-category word's and go where the loss leads them."""
+    """num_vectors: n, how many token positions the concept takes. All vectors start as the super-category word's."""
+
+    num_vectors: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_vectors <= MAX_VECTORS:
+            raise UserError(f"num_vectors {self.num_vectors}: must lie in 1..{MAX_VECTORS}, what a prompt has room for")
 
 
 class WordVectors(Method):
-    """Trained vectors `words` [1|P, 1, D]."""
+    """Trained vectors `words` [1|P, 1, D], or [1|P, 1, n, D] for a concept of n positions."""
 
     config_class = WordVectorsConfig
     config: WordVectorsConfig
@@ -32,7 +41,10 @@ class WordVectors(Method):
 
     def __init__(self, config: WordVectorsConfig, frame: Frame) -> None:
         super().__init__(config, frame)
-        self.words = nn.Parameter(torch.zeros(frame.num_places if self.per_place else 1, 1, frame.text_width))
+        self.positions = config.num_vectors
+        several = [] if self.positions == 1 else [self.positions]
+        places = frame.num_places if self.per_place else 1
+        self.words = nn.Parameter(torch.zeros(places, 1, *several, frame.text_width))
 
     @classmethod
     def create(cls, config: WordVectorsConfig, frame: Frame, start: Start) -> Self:
@@ -43,20 +55,20 @@ class WordVectors(Method):
         return concept
 
     def vectors(self, timesteps: Tensor, truncation: int | None = None, generator: Generators = None) -> ConceptVectors:
-        """The vectors [1|P, 1, D]; see `Method.vectors`."""
+        """The vectors, the same at every timestep; see `Method.vectors`."""
         self.check_truncation(truncation)
         return ConceptVectors(words=self.words)
 
 
 class TextualInversion(WordVectors):
-    """One vector. Interchangeable with other tools' embedding files (`concepts.embeddings`)."""
+    """One vector, or n. Interchangeable with other tools' embedding files (`concepts.embeddings`)."""
 
     name = "textual_inversion"
     per_place = False
 
 
 class XTI(WordVectors):
-    """One vector per place: a point of the space P+."""
+    """One vector, or n, per place: a point of the space P+."""
 
     name = "xti"
     per_place = True

@@ -20,6 +20,8 @@ import yaml
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from frames import created
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from neti.models.backbone.backbone import Backbone
@@ -59,6 +61,7 @@ def concept_path(tmp_path_factory: pytest.TempPathFactory, tiny_backbone_folder:
         NeTI, NeTIConfig(), backbone.frame.num_places, backbone.word_embedding("toy"), torch.Generator().manual_seed(0)
     )
     path = tmp_path_factory.mktemp("run") / "concept-steps-30.safetensors"
+    (path.parent / "config.yaml").write_text(f"model: {{pretrained_model_name_or_path: {tiny_backbone_folder}}}")
     Concept(method.eval(), "<toy>", "toy", {"base_model": str(tiny_backbone_folder)}).save(path)
     return path
 
@@ -143,7 +146,7 @@ def test_writes_images_with_their_recipe_and_grids(run: Run, tmp_path: Path, tin
         "placeholder": "<toy>",
         "torch_dtype": "fp32",
         "safety_checker": False,
-        "voices": None,
+        "concepts": None,
         "word": None,
     }
     assert record["made_with"]["concept_files"] == ["concept-steps-30.safetensors"]
@@ -214,20 +217,22 @@ def test_images_go_beside_the_concept_by_default(run: Run, tmp_path: Path, conce
     folder.mkdir()
     shutil.copy(concept_path, folder / "concept-steps-7.safetensors")
     shutil.copy(concept_path, folder / "concept-steps-10.safetensors")
+    assert "a local model called tiny_backbone0" in run(input_dir=str(folder), inference_dir=None).error
+    shutil.copy(concept_path.with_name("config.yaml"), folder)  # a run's folder says where that lies
     succeed(run(input_dir=str(folder), inference_dir=None))
     assert (folder / "inference_10" / PROMPT / "0.png").is_file()
     succeed(run(input_dir=str(folder), inference_dir=None, iteration=7))
     assert (folder / "inference_7" / PROMPT / "0.png").is_file()
 
 
-def test_a_black_image_is_explained_by_the_nan_in_the_concept(run: Run, tmp_path: Path, concept_path: Path) -> None:
-    concept = Concept.load(concept_path)
-    weights = dict(concept.method.named_parameters())
-    next(iter(weights.values())).data.view(-1)[0] = float("nan")
-    concept.save(tmp_path / "diverged.safetensors")
+def test_a_concept_with_nan_is_refused_before_anything_is_drawn(run: Run, tmp_path: Path, concept_path: Path) -> None:
+    with safe_open(concept_path, framework="pt") as file:
+        tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, tmp_path / "diverged.safetensors", header)
     result = run(input_dir=None, concept=str(tmp_path / "diverged.safetensors"))
-    assert "NaN" in result.error and "the concept itself" in result.error and "seed 0" in result.error
-    assert not list((tmp_path / "images").rglob("*.png"))
+    assert "diverged.safetensors" in result.error and "holds NaN" in result.error
+    assert not (tmp_path / "images").exists()
 
 
 @pytest.fixture
@@ -296,7 +301,8 @@ def test_a_concept_of_another_model_is_refused(run: Run, tmp_path: Path, tiny_ba
         ({"input_dir": "nowhere"}, ["nowhere"]),
         ({"input_dir": None, "concept": "nowhere.safetensors"}, ["nowhere.safetensors"]),
         ({"input_dir": None, "concept": str(SCRIPT)}, ["inference.py"]),
-        ({"learned_embeds_path": "a.bin"}, ["learned_embeds_path", "mapper_checkpoint_path"]),
+        ({"learned_embeds_path": "a.bin"}, ["holds no mapper-steps-N; name it too"]),
+        ({"input_dir": None, "learned_embeds_path": "a.bin"}, ["learned_embeds_path", "mapper_checkpoint_path"]),
         ({"pretrained_model_name_or_path": "./no/such/folder"}, ["./no/such/folder"]),
         ({"scheduler": "dmp"}, ["'dmp'", "dpmsolver++"]),
         ({"torch_dtype": "fp8"}, ["fp8", "bf16"]),

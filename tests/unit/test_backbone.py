@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,8 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from neti.models.attention.layers import cross_attention_layers
 from neti.models.backbone.backbone import Backbone
-from neti.models.backbone.loading import model_folder
+from neti.models.backbone.loading import check_text_to_image, model_folder
 from neti.utils.errors import UserError
 
 
@@ -43,9 +43,9 @@ def test_every_part_is_frozen_and_in_eval_mode(tiny_backbone_folder: Path) -> No
 
 def test_sizes_come_from_the_parts(tiny_backbone: Backbone, make_tiny_backbone: Callable[..., Backbone]) -> None:
     b = tiny_backbone
-    assert (b.num_layers, b.text_width, b.latent_channels, b.latent_size) == (16, 32, 4, 8)
+    assert (b.frame.sizes, b.frame.tokens, b.latent_channels, b.latent_size) == ((16, (32,)), 77, 4, 8)
     assert (b.vae_scale_factor, b.image_size) == (8, 64)
-    assert make_tiny_backbone(text_width=64).text_width == 64
+    assert make_tiny_backbone(text_width=64).frame.text_width == 64
 
 
 def test_dtype_reaches_every_part(tiny_backbone_folder: Path) -> None:
@@ -57,7 +57,7 @@ def test_parts_that_are_not_wanted_are_known_without_weights(folder_copy: Path) 
     for part in ("unet", "vae"):
         (folder_copy / part / "diffusion_pytorch_model.safetensors").unlink()
     loaded = Backbone.from_pretrained(str(folder_copy), components=["text_encoder"])
-    assert len(cross_attention_layers(loaded.unet)) == loaded.num_layers == 16
+    assert len(loaded.frame.layers) == 16
     assert next(loaded.unet.parameters()).is_meta and next(loaded.vae.parameters()).is_meta
     assert loaded.image_size == 64
     assert loaded.word_embedding("teddy").shape == (32,)
@@ -149,3 +149,36 @@ def test_super_category_of_no_token(tiny_backbone: Backbone) -> None:
     for rule in ("single", "mean"):
         with pytest.raises(UserError, match=r"super category ' ': 0 tokens"):
             tiny_backbone.word_embedding(" ", rule=rule)  # type: ignore[arg-type]
+
+
+def set_settings(folder: Path, part: str, **changes: Any) -> None:
+    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("unet", {"in_channels": 9}, "9 input channels, not the 4 .* a mask and a masked picture"),
+        ("unet", {"in_channels": 5}, "5 input channels, not the 4 .* a depth map"),
+        ("unet", {"in_channels": 8}, "8 input channels, not the 4 .* a picture to edit"),
+        ("unet", {"in_channels": 12}, "12 input channels, not the 4 of its VAE's latents; train and"),
+        ("unet", {"time_cond_proj_dim": 256}, "wants the guidance scale"),
+        ("unet", {"class_embed_type": "timestep"}, "wants a class, a noise level or an image"),
+        ("unet", {"num_class_embeds": 1000}, "wants a class or a noise level"),
+        ("unet", {"addition_embed_type": "text"}, "wants more than text and time"),
+        ("unet", {"cross_attention_dim": 64}, "reads text of width 64, its text encoder writes 32"),
+        ("unet", {"sample_size": [8, 12]}, r"sample_size is \[8, 12\]"),
+        ("unet", {"sample_size": None}, "sample_size is None"),
+        ("scheduler", {"prediction_type": "sample"}, "prediction_type is 'sample'; epsilon and v_prediction are known"),
+        ("scheduler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is a FlowMatchEulerDiscreteScheduler"),
+    ],
+)
+def test_a_model_that_is_not_text_to_image(folder_copy: Path, part: str, changes: Any, message: str) -> None:
+    """Decided by its settings, so that a dry run says what training would."""
+    set_settings(folder_copy, part, **changes)
+    for check in (check_text_to_image, Backbone.from_pretrained):
+        with pytest.raises(UserError, match=f"model '{folder_copy}': .*{message}") as caught:
+            check(str(folder_copy))
+        assert "\n" not in str(caught.value)
+    assert Backbone.from_pretrained(str(folder_copy), components=()).frame.num_places == 16, "its sizes can be read"

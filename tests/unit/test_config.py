@@ -313,6 +313,42 @@ def test_null_seeds_count_from_zero() -> None:
             ["--optim", "{seed: 1"],
             "optim = '{seed: 1' (command line): not a valid YAML list or mapping (line 1, column 9: ",
         ),
+        (
+            ["--optim.num_train_epochs", "3"],
+            "unknown key optim.num_train_epochs = '3' (command line); there are no epochs here; write "
+            "optim.max_train_steps: epochs x images x data.repeats / (train_batch_size x ",
+        ),
+        (
+            ["--optim.lr_warmup_steps", "10"],
+            "optim.lr_warmup_steps = 10 does nothing under optim.lr_scheduler = constant; write constant_with_warmup",
+        ),
+        (
+            ["--data.resolution", "80000000"],
+            "data.resolution = '80000000' (command line): must be at most 8192 (a step at that size fills every GPU)",
+        ),
+        (["--data.repeats", "1" + "0" * 15], f"data.repeats = '1{'0' * 15}' (command line): must be at most 100000 ("),
+        (
+            ["--eval.num_validation_images", "1000000000000", "--eval.validation_seeds", "null"],
+            "eval.num_validation_images = '1000000000000' (command line): must be at most 100 (",
+        ),
+        (
+            ["--optim.gradient_accumulation_steps", "1" + "0" * 26],
+            f"optim.gradient_accumulation_steps = '1{'0' * 26}' (command line): must be a whole number of 64 bits",
+        ),
+        (["--optim.train_batch_size", "10000000000"], "optim.train_batch_size = '10000000000' (command line): must be"),
+        (
+            ["--optim.train_batch_size", "4096", "--optim.gradient_accumulation_steps", "4096"],
+            "optim.train_batch_size x optim.gradient_accumulation_steps = 16777216: must be at most 1000000, ",
+        ),
+        (["--log.exp_name", "../other"], "log.exp_name = '../other' must be a folder in log.exp_dir"),
+        (["--log.exp_name", "a/.."], "log.exp_name = 'a/..' must be a folder in log.exp_dir"),
+        (["--log.exp_name", "/tmp/x"], "log.exp_name = '/tmp/x' must be a folder in log.exp_dir"),
+        (["--log.exp_name", "n" * 300], f"log.exp_name = '{'n' * 50}"),
+        (
+            ["--log.logging_dir", "../../tb"],
+            "log.logging_dir = '../../tb' leads out of log.exp_dir; if that is meant, write the absolute path",
+        ),
+        (["--log.project", "a/b"], "log.project = 'a/b' must be a short name without slashes"),
         (["--resume"], "--resume needs a value: --resume VALUE"),
         (
             ["eval.validation_steps=3"],
@@ -353,10 +389,86 @@ def test_a_mistake_in_the_file_is_one_line_that_names_the_file(tmp_path: Path, y
 def test_a_file_that_is_no_config_is_one_line(tmp_path: Path) -> None:
     missing, binary = tmp_path / "none.yaml", tmp_path / "image.png"
     binary.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x01")
-    assert problem("--config_path", str(missing)) == f"the config file {missing} does not exist; check --config_path"
-    assert problem("--config_path", str(binary)) == f"the config file {binary} is not UTF-8 text; is it a YAML file?"
+    assert problem("--config_path", str(missing)) == f"the config file {missing} does not exist; check the path"
+    assert problem("--config_path", str(binary)).startswith(f"the config file {binary} is not UTF-8 text (byte 0)")
     assert problem("--config_path", str(tmp_path)).startswith(f"the config file {tmp_path} cannot be read: ")
     assert problem("--config_path") == "--config_path needs a value: --config_path VALUE"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optim: " + "[" * 5000, "line 1, column 23: more than 16 levels deep"),
+        ("optim: " + "{a: " * 5000, "more than 16 levels deep"),
+        ("- " * 5000 + "a", "more than 16 levels deep"),
+        ("".join(" " * level + "a:\n" for level in range(500)), "more than 16 levels deep"),
+        ("\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else ''}]" for n in range(12)), "50000 values"),
+        ("a: &a [*a]", "recursive"),
+        ("a: '\0'", "unacceptable character #x0000"),
+        (f"*{'a' * 12_000}", "found undefined alias 'aaa"),
+        ("x" * 2**21, "has more than 1 MiB; is it the right file?"),
+    ],
+    ids=["brackets", "braces", "dashes", "indents", "alias bomb", "alias in itself", "NUL", "long word", "large"],
+)
+def test_a_hostile_file_is_one_short_line(tmp_path: Path, text: str, expected: str) -> None:
+    line = problem("--config_path", write(tmp_path, text))
+    assert expected in line
+    assert len(line) < 600
+
+
+@pytest.mark.parametrize(
+    ("yaml", "expected"),
+    [
+        ('log: {exp_name: "a\\0b"}', "log.exp_name = 'a\\x00b' ({path}): must be text, without control characters"),
+        ('log: {exp_name: "\\ud800"}', "log.exp_name = '\\ud800' ({path}): must be text, without control characters"),
+        ('log: {exp_dir: "a\\0b"}', "log.exp_dir = 'a\\x00b' ({path}): must be a path, without control characters"),
+        ('"a\\0b": 1', "unknown key 'a\\x00b' = '1' ({path}); allowed here: log, "),
+        ("optim: {seed: " + "9" * 400 + "}", "optim.seed = '999"),
+        ("optim: {seed: " + "9" * 5000 + "}", "optim.seed = '999"),
+        ("optim: {learning_rate: " + "9" * 400 + "}", "optim.learning_rate = '999"),
+        ("optim: {max_train_steps: -" + "9" * 19 + "}", "must be a whole number of 64 bits"),
+        ("? " + "x" * 12_000 + "\n: 1", "unknown key 'xxx"),
+        ("optim: {seed: " + "x" * 12_000 + "}", "optim.seed = 'xxx"),
+        ("model: {pretrained_model_name_or_path: ''}", "model.pretrained_model_name_or_path = '' ({path}): must be a "),
+        ("log: {exp_dir: ~nobody-of-this-name/x}", "names a home folder that is not there"),
+        ("eval: {validation_seeds: [1, [2]]}", "is neither a seed nor a range"),
+        ("eval: {validation_seeds: " + "9" * 5000 + "}", "is neither a seed nor a range"),
+    ],
+)
+def test_a_value_that_nothing_could_hold_is_one_short_line(tmp_path: Path, yaml: str, expected: str) -> None:
+    path = write(tmp_path, yaml)
+    line = problem("--config_path", path) if "exp_name" not in yaml else problems("--config_path", path)[0]
+    assert expected.format(path=path) in line
+    assert len(line) < 700
+
+
+def test_a_file_that_is_no_config_does_not_fill_the_screen(tmp_path: Path) -> None:
+    lines = problems("--config_path", write(tmp_path, "\n".join(f"key{n}: 1" for n in range(1000))))
+    assert lines[20:] == ["and 983 more mistakes"]  # three keys are missing besides
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "log: {exp_dir: ~/runs}\nmodel: {pretrained_model_name_or_path: ~/sd}\n")
+    config = parse_config(
+        RunConfig, ["--config_path", "~/run.yaml", *REQUIRED, "--data.train_data_dir=~/photos", "--resume=~/runs/1"]
+    )
+    assert config.log.exp_dir == tmp_path / "runs"
+    assert config.model.pretrained_model_name_or_path == str(tmp_path / "sd")
+    assert config.data.train_data_dir == tmp_path / "photos"
+    assert config.resume == str(tmp_path / "runs/1")
+
+
+@pytest.mark.parametrize("option", ["--optim.seed", "--model.mapper_checkpoint_path", "--model.revision"])
+def test_an_unset_variable_of_a_shell_is_not_null(option: str) -> None:
+    told = f"{option} is empty, as an unset variable is; leave it out, or write {option} null"
+    assert problem(option, "") == problem(f"{option}=") == told
+
+
+def test_the_trackers_may_write_beside_the_run_and_where_an_absolute_path_says() -> None:
+    for folder in ("../tb", "/tmp/tb"):
+        parse_config(RunConfig, [*REQUIRED, "--log.logging_dir", folder])
+    assert parse_config(RunConfig, [*REQUIRED, "--log.exp_name", "cats/tom"]).log.run_dir == Path("outputs/cats/tom")
 
 
 def test_all_mistakes_are_told_at_once() -> None:

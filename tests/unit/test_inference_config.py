@@ -117,7 +117,14 @@ def test_seed_ranges_and_dtype_aliases() -> None:
             "prompts and prompts_file_path are both given",
         ),
         (["--prompts", "a {}"], "no concept given; write concept: "),
-        (["--prompts", "a {}", "--mapper_checkpoint_path", "m.pt"], "mapper_checkpoint_path needs learned_embeds_path"),
+        (["--prompts", "a {}", "--mapper_checkpoint_path", "m.pt"], "mapper_checkpoint_path and learned_embeds_path"),
+        (["--prompts", "a {}", "--learned_embeds_path", "e.bin"], "mapper_checkpoint_path and learned_embeds_path"),
+        ([*ENOUGH, "--batch_size", "10000000000"], "batch_size = '10000000000' (command line): must be at least 1 and"),
+        ([*NAMED, "--concepts", "{" + "7" * 12_000 + ": a}"], "concepts = '{777"),
+        ([*NAMED, "--concepts", "{ä" + "7" * 300 + "ü!: a}"], "concepts: 'ä777"),
+        ([*NAMED, "--mixtures", "{x: [{concept: mug, layers: [[MID]]}]}"], "mixtures = "),
+        ([*NAMED, "--mixtures", "{x: [{concept: mug, timesteps: " + "9" * 5000 + "}]}"], "mixtures = "),
+        ([*NAMED, "--mixtures", "{x: [{concept: mug, ? " + "y" * 12_000 + " : 1}]}"], "mixtures = "),
         ([*ENOUGH, "--input_dir", "run"], "concept and input_dir are both given"),
         ([*ENOUGH, "--truncation_idxs", "-1"], "truncation_idxs = '-1' (command line): must be at least 0"),
         (
@@ -173,3 +180,16 @@ def test_a_mistake_is_one_line(argv: list[str], expected: str) -> None:
         parse(*argv)
     (line,) = str(caught.value).splitlines()
     assert line.startswith(expected)
+    assert len(line) < 900
+
+
+def test_more_images_than_anybody_draws_are_refused_before_they_are_listed() -> None:
+    config = parse(*ENOUGH, "--seeds", "0-99999")
+    config.check_count(10)
+    with pytest.raises(UserError, match="11 prompts x 100000 seeds x 1 truncations are 1100000 images"):
+        config.check_count(11)
+
+
+def test_a_long_name_of_a_concept_makes_a_folder_that_a_file_system_takes() -> None:
+    first, second = (parse("--prompts", "a {}", "--concept", "x" * 250 + end).output_dir.name for end in "ab")
+    assert first != second and len(first) <= 120

@@ -10,10 +10,11 @@ from typing import BinaryIO
 import pytest
 from PIL import Image
 
-from neti.models.concepts.files import ConceptFiles, explicit_files, files_at, find_files
+from neti.models.concepts.files import ConceptFiles, chosen_files, explicit_files, files_at, find_files
 from neti.models.generation.gallery import Gallery
-from neti.models.generation.recipes import ImageRecipe, content_hash
+from neti.models.generation.recipes import ImageRecipe
 from neti.utils.errors import UserError
+from neti.utils.hashing import file_hash
 from neti.utils.image_files import read_metadata, write_atomically, write_png
 
 RECIPE = ImageRecipe(
@@ -66,6 +67,34 @@ def test_concepts_that_are_not_there(tmp_path: Path) -> None:
         explicit_files(tmp_path / "mapper.pt", tmp_path / "gone.bin")
 
 
+def test_one_half_of_a_pair_is_enough_beside_a_run_folder(tmp_path: Path) -> None:
+    """The public code takes the path that is given, and the other one from input_dir."""
+    run, saved = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    touch(run)
+    touch(saved, "mapper-steps-500.pt", "mapper-steps-750.pt", "learned_embeds-steps-500.bin")
+    touch(tmp_path, "other.pt", "other.bin", "ours.safetensors")
+    mapper, embeds = tmp_path / "other.pt", tmp_path / "other.bin"
+    assert chosen_files(run, None, mapper, None).paths == [mapper, saved / "learned_embeds-steps-500.bin"]
+    assert chosen_files(run, None, None, embeds).paths == [saved / "mapper-steps-750.pt", embeds]
+    assert chosen_files(run, 500, None, embeds).paths == [saved / "mapper-steps-500.pt", embeds]
+    assert chosen_files(run, None, mapper, embeds).paths == chosen_files(None, None, mapper, embeds).paths
+    assert chosen_files(run, None, tmp_path / "ours.safetensors", None).paths == [tmp_path / "ours.safetensors"]
+    assert chosen_files(run, None, None, None).iteration == 500
+    with pytest.raises(UserError, match=r"run holds no learned_embeds-steps-7; name it too"):
+        chosen_files(run, 7, mapper, None)
+    with pytest.raises(UserError, match="needs its mapper"):
+        chosen_files(None, None, None, embeds)
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "a\0b", "file", "gone"])
+def test_a_place_that_no_folder_can_be_is_one_line(tmp_path: Path, place: str) -> None:
+    touch(tmp_path, "file")
+    for find in (find_files, files_at):
+        with pytest.raises(UserError) as caught:
+            find(tmp_path / place)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
 def test_a_place_says_what_concept_it_is(tmp_path: Path) -> None:
     touch(tmp_path, "toy.safetensors", "concept-steps-5.safetensors", "mapper-steps-7.pt", "mapper.pt")
     assert files_at(tmp_path / "toy.safetensors").paths == [tmp_path / "toy.safetensors"]
@@ -84,7 +113,7 @@ def test_the_content_hash_follows_content_not_names(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"same")
     (tmp_path / "b").write_bytes(b"same")
     (tmp_path / "c").write_bytes(b"other")
-    assert content_hash([tmp_path / "a"]) == content_hash([tmp_path / "b"]) != content_hash([tmp_path / "c"])
+    assert file_hash(tmp_path / "a") == file_hash(tmp_path / "b") != file_hash(tmp_path / "c")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -126,15 +155,26 @@ def test_recipes_tell_how_they_differ() -> None:
 
 def test_a_recipe_of_an_earlier_version_is_still_the_same() -> None:
     """It lacks the entries that came later, and none of them meant anything to it."""
-    older = {key: value for key, value in asdict(RECIPE).items() if key not in ("voices", "word")}
+    older = {key: value for key, value in asdict(RECIPE).items() if key not in ("concepts", "word")}
     assert RECIPE.differences(older) == ""
     assert "word None there, 'cat' now" in replace(RECIPE, word="cat").differences(older)
 
 
 def test_a_recipe_knows_what_the_model_is_given() -> None:
-    assert replace(RECIPE, prompt="{} and <toy>").text == "{} and {}"
-    assert replace(RECIPE, prompt="{} and {}", word="cat", placeholder="").text == "cat and cat"
-    assert replace(RECIPE, prompt="{mug} in {}", placeholder="").text == "{mug} in {}"
+    assert replace(RECIPE, prompt="{} and <toy>", negative_prompt="<toy>").parsed.text == "{} and {}"
+    assert replace(RECIPE, negative_prompt="a <toy>").parsed_negative.names == ("{}",)
+    assert replace(RECIPE, prompt="{} and {}", word="cat", placeholder="").parsed.text == "cat and cat"
+    assert replace(RECIPE, prompt="{mug} in {}", placeholder="").parsed.names == ("mug", "{}")
+
+
+def test_records_of_earlier_versions_still_say_the_same() -> None:
+    """They called the concepts "voices", and an entry that a record does not have counts as its default."""
+    recipe = replace(RECIPE, concepts={"mug": "sha256:1"})
+    record = asdict(recipe)
+    record["voices"] = record.pop("concepts")
+    del record["word"]
+    assert recipe.differences(record) == ""
+    assert "concepts" in recipe.differences({**record, "voices": None})
 
 
 def test_columns_stand_side_by_side(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def make_batch(backbone: Backbone) -> Batch:
         latents=torch.randn(2, 4, 8, 8, generator=draw),
         noise=torch.randn(2, 4, 8, 8, generator=draw),
         timesteps=torch.tensor([10, 700]),
-        tokens=tokenize(backbone.tokenizer, ["a photo of a <toy>", "a <toy> and a <toy>"], ["<toy>"]),
+        tokens=tokenize(backbone.tokenizer, ["a photo of a {}", "a {} and a {}"], ["{}"]),
         generators=[seeded(2), seeded(3)],
     )
 

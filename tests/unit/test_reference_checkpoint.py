@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ def files(case: str) -> tuple[Path, Path]:
 def test_what_a_checkpoint_says_about_itself(case: str) -> None:
     concept = load_reference_concept(*files(case))
     assert (concept.placeholder, concept.super_category) == ("<toy>", "teddy")
-    assert (concept.method.text_width, concept.method.num_layers) == (768, 16)
+    assert concept.method.frame.sizes == (16, (768,))
     config = concept.method.config
     assert config.norm_rule == "joint"
     assert (config.output_bypass, config.use_positional_encoding) == (case != "nobypass", case != "nope")
@@ -106,7 +107,7 @@ def test_a_recorded_checkpoint_with_one_class_exchanged_is_refused(tmp_path: Pat
 
 def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
     mapper, embeds = files("default")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="does not exist"):
         load_reference_concept(tmp_path / "none.pt", embeds)
     with pytest.raises(UserError, match="not a mapper checkpoint of the public NeTI code"):
         load_reference_concept(embeds, embeds)
@@ -139,3 +140,63 @@ def test_the_norm_is_taken_from_the_embedding_where_the_config_lacks_it(tmp_path
     checkpoint["encoder"] = SimpleNamespace(normalized_unet_layers=torch.linspace(-1, 1, 16))
     concept = convert(checkpoint, *torch.load(embeds, weights_only=True).popitem())
     assert concept.method.config.target_norm == pytest.approx(0.58408314)
+
+
+def test_a_checkpoint_saved_after_the_public_codes_own_resume(tmp_path: Path) -> None:
+    """There the frequencies are a parameter of the encoder, so they are in the state dict and no attribute."""
+    mapper, embeds = files("default")
+    expected = load_reference_concept(mapper, embeds)
+    checkpoint = read_pickle(mapper)
+    w = torch.nn.Parameter(vars(checkpoint["encoder"])["w"].clone())
+    checkpoint["state_dict"]["encoder.w"] = w
+    checkpoint["encoder"] = SimpleNamespace(_parameters={"w": w})
+    resumed = convert(checkpoint, *torch.load(embeds, weights_only=True).popitem())
+    assert torch.equal(resumed.method.vectors(TIMESTEPS).words, expected.method.vectors(TIMESTEPS).words)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (("cfg",), [], "list indices must be integers"),
+        (("cfg", "model"), None, "NoneType"),
+        (("cfg", "model", "pe_sigmas"), 3, "not subscriptable"),
+        (("cfg", "model", "num_pe_time_anchors"), 0, "num_time_anchors 0: must lie in 1"),
+        (("cfg", "model", "num_pe_time_anchors"), "10", "num_time_anchors is '10'; must be a whole number"),
+        (("cfg", "model", "output_bypass"), 1, "output_bypass is 1; must be true or false"),
+        (("cfg", "model", "target_norm"), -3, "target_norm"),
+        (("cfg", "model", "pretrained_model_name_or_path"), 3, "its base model must be text"),
+        (("cfg", "data"), {"super_category_token": ["x"]}, "its super category"),
+        (("cfg", "log"), {"a": float("nan")}, "nan is no number"),
+        (("state_dict", "net.1.bias"), None, "NoneType"),
+        (("state_dict", "net.1.bias"), torch.zeros(128).to_sparse(), "is no ordinary tensor"),
+        (("state_dict", "net.4.weight"), torch.full((128, 128), float("nan")), "holds NaN or infinite numbers"),
+        (("state_dict", "net.4.weight"), torch.zeros(1, 1).expand(2**30, 2**30), "has more numbers than the file"),
+        (("state_dict", "net.4.weight"), torch.zeros(3), "has the shape [3], not [128, 128]"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[str, ...], value: Any, told: str
+) -> None:
+    mapper, embeds = files("default")
+    checkpoint = read_pickle(mapper)
+    encoder = type("NeTIPositionalEncoding", (), {"__module__": "models.positional_encoding"})
+    public = ModuleType("models.positional_encoding")
+    public.NeTIPositionalEncoding = encoder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "models", ModuleType("models"))
+    monkeypatch.setitem(sys.modules, "models.positional_encoding", public)
+    w = vars(checkpoint["encoder"])["w"]
+    checkpoint["encoder"] = encoder()
+    checkpoint["encoder"].w = w
+    torch.save(checkpoint, tmp_path / "mapper.pt")
+    load_reference_concept(tmp_path / "mapper.pt", embeds)
+
+    inner = checkpoint
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    torch.save(checkpoint, tmp_path / "mapper.pt")
+    with pytest.raises(UserError) as caught:
+        load_reference_concept(tmp_path / "mapper.pt", embeds)
+    line = str(caught.value)
+    assert "not a mapper checkpoint this version understands" in line and told in line
+    assert "\n" not in line and len(line) < 600

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.schedulers import DPMSolverMultistepScheduler
+from diffusers.schedulers import DDPMScheduler, DPMSolverMultistepScheduler
 from frames import created, packed
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from neti.models.generation.sampling import (
     decode,
     denoise,
     initial_latents,
+    make_scheduler,
     prepare_conditioning,
 )
 from neti.models.methods import NeTI, NeTIConfig
@@ -40,6 +41,21 @@ def sample(backbone: Backbone, config: SamplingConfig = CONFIG, seeds: tuple[int
     return denoise(backbone, conditioning, initial_latents(backbone, seeds, config), config)
 
 
+def stock_pipeline(backbone: Backbone, scheduler: Any) -> Any:
+    pipeline: Any = StableDiffusionPipeline(
+        vae=backbone.vae,
+        text_encoder=backbone.text_encoder,
+        tokenizer=backbone.tokenizer,
+        unet=backbone.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_without_a_concept_it_is_the_stock_pipeline(
     make_tiny_backbone: Callable[..., Backbone], prediction_type: str
@@ -49,17 +65,7 @@ def test_without_a_concept_it_is_the_stock_pipeline(
     conditioning = prepare_conditioning(backbone, "a photo of a teddy", {}, config, negative_prompt="a painting")
     latents = initial_latents(backbone, [3, 4], config)
     own: Any = backbone.scheduler
-    pipeline: Any = StableDiffusionPipeline(
-        vae=backbone.vae,
-        text_encoder=backbone.text_encoder,
-        tokenizer=backbone.tokenizer,
-        unet=backbone.unet,
-        scheduler=DPMSolverMultistepScheduler.from_config(own.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = stock_pipeline(backbone, DPMSolverMultistepScheduler.from_config(own.config))
     expected = pipeline(
         ["a photo of a teddy"] * 2,
         negative_prompt=["a painting"] * 2,
@@ -231,3 +237,73 @@ def test_as_many_conditionings_as_latents(tiny_backbone: Backbone) -> None:
     conditioning = prepare_conditioning(tiny_backbone, "a photo of a teddy", {}, CONFIG)
     with pytest.raises(ValueError, match="2 conditionings for 3 latents"):
         denoise(tiny_backbone, [conditioning] * 2, initial_latents(tiny_backbone, [1, 2, 3], CONFIG), CONFIG)
+
+
+def test_memory_of_the_conditioning_does_not_grow_with_the_steps(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is forgotten is encoded again, just as it was."""
+    config = SamplingConfig(steps=12)
+
+    def largest() -> tuple[int, list[Tensor]]:
+        prepared = prepare_conditioning(tiny_backbone, PROMPT, {"<toy>": concept(tiny_backbone)}, config, chunk_rows=32)
+        texts, held = [], []
+        for step in (*range(12), 0):
+            texts.append(prepared.at(step)[0].packed())
+            held.append(sum(each.nbytes for block in prepared._encoded.values() for each in block))
+        return max(held), texts
+
+    whole, texts = largest()
+    monkeypatch.setattr("neti.models.generation.sampling.KEPT_BYTES", 0)
+    block, again = largest()
+    assert block * 6 == whole, "two steps of twelve"
+    assert all(torch.equal(one, other) for one, other in zip(texts, again, strict=True))
+
+
+def with_settings(backbone: Backbone, **changes: Any) -> Backbone:
+    """The backbone with a scheduler whose JSON has these settings, and no clip_sample, as diffusers saves some."""
+    own: Any = backbone.scheduler
+    config = {key: value for key, value in own.config.items() if key not in ("clip_sample", "_use_default_values")}
+    backbone.scheduler = DDPMScheduler.from_config({**config, **changes})
+    return backbone
+
+
+def test_ddim_never_clips_latents(tiny_backbone: Backbone) -> None:
+    config = SamplingConfig(steps=4, scheduler="ddim")
+    expected = sample(tiny_backbone, config)
+    assert expected.abs().max() > 1
+    for changes in ({}, {"clip_sample": True}, {"thresholding": True, "sample_max_value": 1.0}):
+        assert torch.equal(sample(with_settings(tiny_backbone, **changes), config), expected)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_the_offset_of_steps_is_that_of_stock_pipelines(tiny_backbone: Backbone, scheduler: str, offset: int) -> None:
+    """They correct a missing or zero steps_offset to 1."""
+    backbone = with_settings(tiny_backbone, steps_offset=offset, timestep_spacing="leading")
+    stock: Any = stock_pipeline(backbone, backbone.scheduler).scheduler
+    scheduler_class, changes = SCHEDULERS[scheduler]
+    ours = make_scheduler(backbone, SamplingConfig(steps=10, scheduler=scheduler))
+    theirs = scheduler_class.from_config(stock.config, **changes)
+    theirs.set_timesteps(10)
+    assert ours.config["steps_offset"] == 1 and torch.equal(ours.timesteps, theirs.timesteps)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_the_public_codes_sampler_starts_at_the_end_of_the_noise(tiny_backbone: Backbone, spacing: str) -> None:
+    backbone = with_settings(tiny_backbone, timestep_spacing=spacing)
+    timesteps = make_scheduler(backbone, SamplingConfig(steps=50, scheduler="dpmsolver++sigma_min")).timesteps
+    assert timesteps[0] == 999 and timesteps[-1] == 20
+
+
+@pytest.mark.parametrize("steps", [998, 999, 1000])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_no_step_lies_beyond_the_noise(tiny_backbone: Backbone, scheduler: str, steps: int) -> None:
+    """Schedulers with the offset of 1 count to 1000, or stay at 1."""
+    backbone = with_settings(tiny_backbone, timestep_spacing="leading")
+    try:
+        timesteps = make_scheduler(backbone, SamplingConfig(steps=steps, scheduler=scheduler)).timesteps
+    except UserError as error:
+        assert steps > 998 and f"steps {steps}: " in str(error)
+    else:
+        assert 998 <= timesteps.max() <= 999 and timesteps.min() <= 2

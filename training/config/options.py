@@ -37,6 +37,21 @@ class LearnableProperty(Choice):
     style = "style"
 
 
+class MaskSource(Choice):
+    """Where masks come from: nowhere, files beside the photos or in a folder of their own, the photos' transparency."""
+
+    none = "none"
+    folder = "folder"
+    alpha = "alpha"
+
+
+class OutsideMask(Choice):
+    """What is learned outside the mask: nothing, or what the frozen model itself predicts for the super category."""
+
+    ignore = "ignore"
+    frozen = "frozen"
+
+
 class SuperCategoryRule(Choice):
     """The super category must be one token of the text encoder, or stands for the mean of its tokens' embeddings."""
 

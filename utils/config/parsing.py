@@ -15,22 +15,30 @@ import enum
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import pyrallis
 import yaml
 from pyrallis.argparsing import ArgumentParser
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..files import user_path
+from ..image_files import write_atomically
 from .values import convert, range_problem
 from .yaml_text import load_yaml, parse_flow
 
 COMMAND_LINE = "command line"
 CUTOFF = 0.75  # how alike (difflib) a key must be to be suggested
+MAX_PROBLEMS = 20  # a file that is no config at all would fill the screen
 
 
 class Config:
-    """Base of every config dataclass. Ranges stand with the fields (`setting`), checks across fields in `problems`."""
+    """Base of every config dataclass. Ranges stand with the fields (`setting`), checks across fields in `problems`.
+
+    absent: keys that users of other programs look for -> what to write instead.
+    """
+
+    absent: ClassVar[Mapping[str, str]] = {}
 
     def problems(self) -> list[str]:
         """One line for each combination of this config's values that makes no sense."""
@@ -57,35 +65,36 @@ def parse_config(config_class: type[C], argv: Sequence[str]) -> C:
         ArgumentParser(config_class=config_class).parse_args(["--help"])
     reader = _Reader(config_class)
     values = reader.read(argv)
-    if reader.problems:
-        raise UserError("\n".join(reader.problems))
+    if lines := reader.problems:
+        more = [f"and {len(lines) - MAX_PROBLEMS} more mistakes"] if len(lines) > MAX_PROBLEMS else []
+        raise UserError("\n".join(lines[:MAX_PROBLEMS] + more))
     config = pyrallis.decode(config_class, values)
     config.validate()
     return config
 
 
-def to_plain_dict(config: Any) -> Any:
-    """A config as nested dicts, lists, strings, numbers, booleans and None, ready for JSON or YAML."""
+def to_plain_dict(config: Any, *, names_only: bool = False) -> Any:
+    """A config as nested dicts, lists, strings, numbers, booleans and None, ready for JSON or YAML.
+
+    names_only: of paths, keep the last part, for files that are made to be shared.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {field.name: to_plain_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if isinstance(config, enum.Enum):
         return config.name
     if isinstance(config, Path):
-        return str(config)
+        return config.name if names_only else str(config)
     if isinstance(config, Mapping):
-        return {name: to_plain_dict(value) for name, value in config.items()}
+        return {name: to_plain_dict(value, names_only=names_only) for name, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return [to_plain_dict(item) for item in config]
+        return [to_plain_dict(item, names_only=names_only) for item in config]
     return config
 
 
-def save_yaml(config: Config, path: Path | str) -> None:
-    """Write a config as YAML that `parse_config` reads back to an equal config. UserError if it cannot be written."""
+def save_yaml(config: Config, path: Path) -> None:
+    """Write a config, atomically, as YAML that `parse_config` reads back to an equal config. UserError if it cannot."""
     text = yaml.safe_dump(to_plain_dict(config), sort_keys=False, allow_unicode=True, width=120)
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the config cannot be written to {path}: {error.strerror}; choose another folder") from None
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 class _Key(NamedTuple):
@@ -106,6 +115,7 @@ class _Reader:
         self.groups: list[str] = []
         self.problems: list[str] = []
         self.files: list[str] = []
+        self.absent = config_class.absent
         self._list_keys(config_class, "")
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
@@ -113,13 +123,13 @@ class _Reader:
         options = self._options(argv)
         written: dict[str, _Written] = {}
         for path in self.files:
-            self._flatten(load_yaml(Path(path)), "", path, written)
+            self._flatten(load_yaml(user_path(path)), "", path, written)
         for name, text in options.items():
             is_mapping = name in self.groups and text.lstrip().startswith("{")
             try:
                 self._flatten({name: parse_flow(text) if is_mapping else text}, "", COMMAND_LINE, written)
             except UserError as error:
-                self.problems.append(f"{name} = {text!r} ({COMMAND_LINE}): {error}")
+                self.problems.append(f"{name} = {shown(text)} ({COMMAND_LINE}): {error}")
         values: dict[str, Any] = {}
         for name, (raw, where) in written.items():
             try:
@@ -146,7 +156,7 @@ class _Reader:
             word = rest.pop(0)
             if not word.startswith("--"):
                 hint = 'options are written --group.key value, and a list in one piece: "[1, 2]"'
-                self.problems.append(f"unexpected argument {word!r}; {hint}")
+                self.problems.append(f"unexpected argument {shown(word)}; {hint}")
                 continue
             name, equals, text = word[2:].partition("=")
             name = name.replace("-", "_")
@@ -167,7 +177,7 @@ class _Reader:
 
     def _flatten(self, tree: Any, prefix: str, where: str, written: dict[str, _Written]) -> None:
         if not isinstance(tree, Mapping):
-            place = f"{prefix[:-1]} = {tree!r} ({where})" if prefix else where
+            place = f"{prefix[:-1]} = {shown(tree)} ({where})" if prefix else where
             self.problems.append(f"{place}: must hold keys, written as `key: value`")
             return
         for key, raw in tree.items():
@@ -179,19 +189,24 @@ class _Reader:
 
     def _value(self, name: str, raw: Any, where: str) -> Any:
         if name not in self.keys:
-            raise UserError(f"unknown key {name} = {raw!r} ({where}); {self._suggestion(name)}")
+            word = name if name.isprintable() and len(name) < 100 else shown(name)
+            raise UserError(f"unknown key {word} = {shown(raw)} ({where}); {self._suggestion(name)}")
         kind, field = self.keys[name]
+        if raw == "" and where == COMMAND_LINE and typing.get_origin(kind) is typing.Union:
+            raise UserError(f"--{name} is empty, as an unset variable is; leave it out, or write --{name} null")
         try:
             value = convert(kind, raw, field.metadata.get("parse"))
         except UserError as error:
-            raise UserError(f"{name} = {raw!r} ({where}): {error}") from None
+            raise UserError(f"{name} = {shown(raw)} ({where}): {error}") from None
         if problem := range_problem(value, field):
-            raise UserError(f"{name} = {raw!r} ({where}): {problem}")
+            raise UserError(f"{name} = {shown(raw)} ({where}): {problem}")
         return value
 
     def _suggestion(self, name: str) -> str:
         group, _, leaf = name.rpartition(".")
-        names = [*self.keys, *self.groups]
+        if leaf in self.absent:
+            return self.absent[leaf]
+        names = [*self.keys, *self.groups] if len(name) < 100 else []
         by_leaf = {known.rpartition(".")[2]: known for known in reversed(names)}
         if close := difflib.get_close_matches(name, names, n=1, cutoff=CUTOFF):
             return f"did you mean {close[0]}?"
@@ -217,5 +232,5 @@ def _all_problems(config: Config, prefix: str = "") -> list[str]:
         if isinstance(value, Config):
             lines += _all_problems(value, f"{prefix}{field.name}.")
         elif problem := range_problem(value, field):
-            lines.append(f"{prefix}{field.name} = {value!r}: {problem}")
+            lines.append(f"{prefix}{field.name} = {shown(value)}: {problem}")
     return lines + config.problems()

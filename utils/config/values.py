@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import re
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..files import MAX_INTEGER, user_path
 from .yaml_text import parse_flow
 
 NULL = {"", "~", "null", "none"}
 TRUE = {"true", "yes", "on", "1"}
 FALSE = {"false", "no", "off", "0"}
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # what files and terminals cannot hold
 
 
 def setting(
@@ -24,13 +27,15 @@ def setting(
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
+    why: str = "",
     parse: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A dataclass field with a range (of each item, for lists) and, where the type alone cannot say it, its own parser.
 
-    `parse` takes what was written (text, or a list of texts) and returns the value, or raises UserError.
+    `why` is the reason for a limit that is not plain. `parse` takes what was written (text, or a list or mapping of
+    texts) and returns the value, or raises UserError.
     """
-    metadata = {"at_least": at_least, "above": above, "at_most": at_most, "parse": parse}
+    metadata = {"at_least": at_least, "above": above, "at_most": at_most, "why": why, "parse": parse}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -51,8 +56,14 @@ def convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> A
         return _convert_mapping(typing.get_args(kind)[1], raw, parse)
     if not isinstance(raw, str):
         raise UserError(f"must be {allowed}, not a {'list' if isinstance(raw, list) else 'group of keys'}")
-    if kind is str or (kind is Path and raw.strip()):  # Path("") would be the working directory
+    if _NO_TEXT.search(raw):
+        raise UserError(f"must be {allowed}, without control characters and broken Unicode")
+    if parse is not None:
+        return parse(raw)
+    if kind is str:
         return raw
+    if kind is Path and raw.strip():  # Path("") would be the working directory
+        return str(user_path(raw))
     word = raw.strip()
     if kind is bool:
         if word.lower() in TRUE | FALSE:
@@ -63,11 +74,20 @@ def convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> A
     elif kind is not Path:
         try:
             number = kind(word)
-        except ValueError:
+        except ValueError:  # no number, or one of more than 4300 digits
             number = math.nan
+        if kind is int and abs(number) > MAX_INTEGER:
+            raise UserError(f"must be {allowed} of 64 bits, between -{MAX_INTEGER} and {MAX_INTEGER}")
         if math.isfinite(number):
             return number
     raise UserError(f"must be {allowed}")
+
+
+def name_or_path(raw: str) -> str:
+    """`parse` of a key that holds a name (of a model on the hub) or a path, in which `~` is the home folder."""
+    if not raw.strip():
+        raise UserError("must be a name or a path")
+    return str(user_path(raw)) if raw.startswith("~") else raw
 
 
 def range_problem(value: Any, field: dataclasses.Field) -> str | None:
@@ -78,7 +98,10 @@ def range_problem(value: Any, field: dataclasses.Field) -> str | None:
             continue
         too_low = (at_least is not None and number < at_least) or (above is not None and number <= above)
         if too_low or (at_most is not None and number > at_most):
-            limits = {"at least": at_least, "above": above, "at most": at_most}
+            why = field.metadata.get("why")
+            if why and not too_low:
+                return f"must be at most {at_most} ({why})"
+            limits = {"at least": at_least, "above": above, "at most": None if why else at_most}
             return f"must be {' and '.join(f'{word} {limit}' for word, limit in limits.items() if limit is not None)}"
     return None
 
@@ -107,7 +130,7 @@ def _convert_mapping(item: Any, raw: Any, parse: Callable[[Any], Any] | None) ->
         try:
             values[name] = convert(item, value)
         except UserError as error:
-            raise UserError(f"{name} {error}") from None
+            raise UserError(f"{shown(name)[1:-1]} {error}") from None
     return values
 
 

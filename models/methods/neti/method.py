@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ....utils.devices import to_device
 from ....utils.errors import UserError
-from ....utils.transfer import to_device
 from ...backbone.frame import Frame
 from ...conditioning.conditioning import ConceptVectors
 from ..base import Generators, Method, Start
@@ -52,8 +52,10 @@ class NeTIConfig:
             ("num_frequencies", 1, 2**20),
             ("num_time_anchors", 1, NUM_TIMESTEPS),
             ("nested_dropout_prob", 0, 1),
+            ("bypass_alpha", 0, 1e6),
+            ("target_norm", 1e-6, 1e6),
         ]:
-            if not low <= getattr(self, name) <= high:
+            if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
                 raise UserError(f"{name} {getattr(self, name)!r}: must lie in {low}..{high}")
         if not (self.use_time or self.use_layer):
             raise UserError("use_time and use_layer are both false: the concept would depend on nothing")

@@ -90,6 +90,20 @@ CONCEPTS: dict[str, tuple[str, str]] = {
     "hibiscus": ("flower", "🌺"),
 }
 
+# held-out concept -> the one place of its second set of photos, in combinations that the model has seen
+ONE_PLACE: dict[str, str] = {
+    "tiger": "snow",
+    "wolf": "desert",
+    "bluebird": "night",
+    "eagle": "city",
+    "taxi": "snow",
+    "police_car": "jungle",
+    "teacup": "beach",
+    "teapot": "table",
+    "sunflower": "moon",
+    "hibiscus": "sea",
+}
+
 # colour word -> (hue in turns or None for a grey, saturation gain, value gain)
 COLOURS: dict[str, tuple[float | None, float, float]] = {
     "red": (0.0, 1.0, 0.95),

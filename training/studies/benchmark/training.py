@@ -19,14 +19,13 @@ from ....models.backbone.backbone import Backbone
 from ....models.generation.run import DTYPES
 from ....models.methods import NeTI, NeTIConfig, Start
 from ....utils.devices import pick_device
-from ...coach import setup as coach_setup
 from ...coach.launch import make_accelerator
-from ...coach.plan import make_plan
+from ...coach.plan import Setup, make_plan
 from ...coach.run_folder import RunFolder
 from ...coach.trainer import Trainer
 from ...config.options import Tracker
 from ...config.run import DataConfig, EvalConfig, LogConfig, OptimConfig, RunConfig
-from ...data.photos import ConceptDataset
+from ...data.dataset import ConceptDataset
 from ..random_weights import sd14
 from .config import BenchmarkConfig, Subject
 from .timing import Ratio, Row, Timing, in_turn, seconds
@@ -76,9 +75,7 @@ class Trainers:
         backbone.vae.to(backbone.unet.device)  # a trainer leaves it on the CPU, where the next would wait for it
         method = new_method(backbone)
         assert method.config.target_norm is not None
-        setup = coach_setup.Setup(
-            ConceptDataset(config.data, seed=0), backbone, method, method.config.target_norm, first_step=0
-        )
+        setup = Setup(ConceptDataset(config.data, seed=0), backbone, method, method.config.target_norm, first_step=0)
         run = RunFolder(self.folder / f"run-{next(self._numbers)}", self.folder / "logs")
         return Trainer(config, setup, make_plan(config, setup, 1), self.accelerator, run, {})
 

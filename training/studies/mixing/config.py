@@ -7,7 +7,7 @@ from typing import Optional
 
 from ....models.conditioning.prompts import SLOT
 from ....utils.config.parsing import Config
-from ....utils.config.values import setting
+from ....utils.config.values import name_or_path, setting
 from ....utils.seeds import parse_seeds
 from ...miniature.pretraining.config import Scale
 
@@ -21,9 +21,9 @@ class MixingConfig(Config):
     # Which world the model was trained on: cpu or gpu
     scale: Scale = Scale.cpu
     # The model: "miniature", or a folder in diffusers layout
-    sd: str = "miniature"
+    sd: str = setting("miniature", parse=name_or_path)
     # The judge: "miniature-judge", or the folder of a transformers CLIPModel
-    judge: str = "miniature-judge"
+    judge: str = setting("miniature-judge", parse=name_or_path)
     # Path of NotoColorEmoji.ttf; unset: where Debian's fonts-noto-color-emoji puts it
     font: Optional[Path] = None
     # Kinds of things that the U-Net learned (unet.categories of its pretraining)

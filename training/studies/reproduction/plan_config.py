@@ -11,11 +11,11 @@ from ....models.conditioning.prompts import PAPER_PROMPTS, SLOT
 from ....models.generation.config import Dtype
 from ....models.judging.resizing import Resizing
 from ....utils.config.parsing import Config
-from ....utils.config.values import setting
+from ....utils.config.values import name_or_path, setting
 from ....utils.devices import device_problems
 from ....utils.errors import UserError
 from ....utils.seeds import parse_seeds
-from ...evaluation.config import CONCEPT_COLUMNS, ConceptSource
+from ...evaluation.config import COLUMNS, ConceptSource
 from ...evaluation.scores import PlaceholderRule
 
 METHOD_COLUMNS = "name | learning rates | steps | arguments of scripts/train.py, which may be left out"
@@ -82,7 +82,7 @@ class ReproductionConfig(Config):
     # Images denoised or judged together
     batch_size: int = setting(8, at_least=1)
     # The judge: a CLIP model by Hugging Face name or local folder; "miniature-judge" is the one bundled here
-    judge: str = "openai/clip-vit-base-patch32"
+    judge: str = setting("openai/clip-vit-base-patch32", parse=name_or_path)
     # Revision of the judge: a branch, a tag or a commit
     judge_revision: Optional[str] = None
     # In the text an image is compared with, the placeholder is removed or replaced by the super-category word
@@ -153,7 +153,7 @@ class ReproductionConfig(Config):
 def _concept(entry: str) -> ConceptSource:
     columns = _columns(entry)
     if len(columns) != 3 or not all(columns):
-        raise UserError(f'must read "{CONCEPT_COLUMNS}"')
+        raise UserError(f'must read "{COLUMNS["concepts"]}"')
     _check_name(columns[0])
     return ConceptSource(columns[0], columns[1], Path(columns[2]))
 
