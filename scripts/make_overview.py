@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rows, labels = [], []
     if arguments.photos:
+        from neti.training.data.photos import find_images  # late: it takes seconds to import
+
         photos, _ = find_images(arguments.photos)
         rows.append([_tile(load_image(path)) for path in photos[: len(prompts)]])
         labels.append("photos of the concept")

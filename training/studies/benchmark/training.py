@@ -20,6 +20,7 @@ from ....models.generation.run import DTYPES
 from ....models.methods import NeTI, NeTIConfig, Start
 from ....utils.devices import pick_device
 from ...coach.launch import make_accelerator
+from ...coach.plan import DTYPES as COACH_DTYPES
 from ...coach.plan import Setup, make_plan
 from ...coach.run_folder import RunFolder
 from ...coach.trainer import Trainer
@@ -32,7 +33,7 @@ from .timing import Ratio, Row, Timing, in_turn, seconds
 
 PICTURES = 3
 CONCEPT_STEPS = 1000
-PRECISIONS = {dtype: precision for precision, dtype in coach_setup.DTYPES.items()}
+PRECISIONS = {dtype: precision for precision, dtype in COACH_DTYPES.items()}
 
 
 def make_backbone(config: BenchmarkConfig, subject: Subject) -> Backbone:
