@@ -15,7 +15,7 @@ from ...utils.errors import UserError, first_line, shorten, shown
 from ...utils.files import parse_json_object, require_file
 from ..backbone.frame import Frame
 from ..conditioning.prompts import placeholder_problem
-from ..files import without_paths
+from .files import without_paths
 
 FORMAT_VERSION = 1
 METADATA_KEY = "neti"  # one key: safetensors writes several in an order that changes from run to run
