@@ -117,7 +117,7 @@ def test_waiting_is_measured_on_the_real_commands(tmp_path: Path) -> None:
     assert [row.what.split(",")[0] for row in rows] == [
         "train.py --help / import torch",
         "inference.py --help / import torch",
-        "imports of a training / its libraries' alone",
+        "imports of a training",
         "from the command to the first training step",
         "from the command to the first image (25 steps)",
     ]

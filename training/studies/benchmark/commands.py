@@ -10,9 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 from PIL import Image
@@ -22,16 +20,21 @@ from ....models.backbone.backbone import Backbone
 from ....utils.devices import pick_device
 from ....utils.errors import UserError
 from .config import BenchmarkConfig, Dtype
-from .timing import Ratio, Row, Timing, in_turn, seconds
+from .timing import Ratio, Row, Timing, seconds
 
 LAUNCHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCHER += ["--dynamo_backend", "no", "--main_process_port", "0"]
-LIBRARIES = (
-    "import torch; from diffusers.models import AutoencoderKL, UNet2DConditionModel; "
-    "from diffusers.schedulers import DDPMScheduler; from transformers import CLIPTextModel, CLIPTokenizer; "
-    "import accelerate"
-)
-OWN = "from neti.training.coach import launch"
+IMPORTS = """
+import time; began = time.perf_counter()
+import accelerate, torch
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers import DDPMScheduler
+from transformers import CLIPTextModel, CLIPTokenizer
+libraries = time.perf_counter()
+from neti.training.coach import launch
+print(libraries - began, time.perf_counter() - libraries)
+"""  # of a training: seconds of the libraries, and of the project's own modules after them
+HELPED = ("train", "inference")  # the scripts whose --help is timed
 IMAGE_STEPS = 25
 SHORT, LONG = 20, 40  # steps of the training whose pace is taken between two saves
 BATCH = 4
@@ -61,13 +64,13 @@ class Commands:
         options = [word for key, value in settings.items() for word in (f"--{key.replace('__', '.')}", str(value))]
         launcher = [] if processes == 1 else [*LAUNCHER, "--num_processes", str(processes)]
         script = str(self.scripts / "train.py")
-        return run([*launcher, script, "--config_path", str(self.config.train_config), *options])
+        return run([*launcher, script, "--config_path", str(self.config.train_config), *options])[0]
 
     def infer(self, concept: Path, name: str, seeds: str = "0", dtype: Dtype = Dtype.fp32) -> float:
         """Images of a concept into folder/name; returns the moment of the start."""
         options = ["--concept", str(concept), "--inference_dir", str(self.folder / name), "--torch_dtype", dtype.value]
         options += ["--prompts", '["a photo of a {}"]', "--seeds", seeds, "--num_denoising_steps", str(IMAGE_STEPS)]
-        return run([str(self.scripts / "inference.py"), *options, "--device", self.config.device])
+        return run([str(self.scripts / "inference.py"), *options, "--device", self.config.device])[0]
 
     def concept(self, name: str, step: int) -> Path:
         """The concept file that a training wrote."""
@@ -78,8 +81,11 @@ class Commands:
         return sorted((self.folder / name).glob("*/[0-9]*.png"))
 
 
-def run(arguments: Sequence[str]) -> float:
-    """Run Python with these arguments; returns the moment of its start. UserError with its last line if it fails."""
+def run(arguments: Sequence[str]) -> tuple[float, str]:
+    """Run Python with these arguments; returns the moment of its start and what it printed.
+
+    UserError with its last line if it fails.
+    """
     began = time.time()
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -87,46 +93,55 @@ def run(arguments: Sequence[str]) -> float:
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise UserError(f"{' '.join(arguments)[:200]}: failed with exit code {done.returncode}: {last}")
-    return began
+    return began, done.stdout
 
 
 def startup_rows(config: BenchmarkConfig, commands: Commands) -> list[Row]:
     """How long commands take before they do anything, and until the first training step and image are on the disk."""
     device = pick_device(config.device)
-    helped = ("train", "inference")
-    works = {name: [str(commands.scripts / f"{name}.py"), "--help"] for name in helped}
-    works |= {"torch": ["-c", "import torch"], "libraries": ["-c", LIBRARIES], "all": ["-c", f"{LIBRARIES}; {OWN}"]}
-    found = in_turn(
-        {name: partial(run, arguments) for name, arguments in works.items()},
-        config.repeats,
-        device,
-        count=False,
-    )
+    took: dict[str, list[float]] = {}
 
-    def beside(what: str, one: Timing, other: Timing, wanted: str = "") -> Row:
-        return Row(what, str(Ratio.of(one, other)), "", wanted, f"{seconds(one.median)} / {seconds(other.median)}")
+    def note(what: str, value: float) -> None:
+        took.setdefault(what, []).append(value)
 
-    rows = [beside(f"{name}.py --help / import torch", found[name], found["torch"], "at most 1.5") for name in helped]
-    rows.append(beside("imports of a training / its libraries' alone", found["all"], found["libraries"]))
-
-    loading = {"imports of PyTorch, diffusers and transformers": found["libraries"].median}
-    began = time.time()
-    Backbone.from_pretrained("miniature", device=device)
-    loading["weights"] = time.time() - began
-    first: dict[str, list[float]] = {"the first training step": [], f"the first image ({IMAGE_STEPS} steps)": []}
     for number in range(config.repeats):
+        note("torch", time.time() - run(["-c", "import torch"])[0])
+        for name in HELPED:
+            note(name, time.time() - run([str(commands.scripts / f"{name}.py"), "--help"])[0])
+        libraries, own = map(float, run(["-c", IMPORTS])[1].split())
+        note("libraries", libraries)
+        note("own", own)
+        began = time.time()
+        Backbone.from_pretrained("miniature", device=device)
+        note("weights", time.time() - began)
         began = commands.train(f"first-{number}", optim__max_train_steps=1)
         concept = commands.concept(f"first-{number}", 1)
-        ends = [(concept, began)]
+        note("the first training step", concept.stat().st_mtime - began)
         began = commands.infer(concept, f"image-{number}")
-        ends.append((commands.images(f"image-{number}")[0], began))
-        for times, (path, start) in zip(first.values(), ends, strict=True):
-            times.append(path.stat().st_mtime - start)
-    for what, times in first.items():
-        parts = ", ".join(f"{seconds(value)} {name}" for name, value in loading.items())
-        beyond = seconds(median(times) - sum(loading.values()))
-        note = f"{seconds(median(times))} in all, of which {parts}"
-        rows.append(Row(f"from the command to {what}, beyond loading", beyond, wanted="under 3 s", note=note))
+        note(f"the first image ({IMAGE_STEPS} steps)", commands.images(f"image-{number}")[0].stat().st_mtime - began)
+    found = {what: Timing(tuple(times), 0) for what, times in took.items()}
+    loading = {"imports of PyTorch, diffusers and transformers": "libraries", "weights": "weights"}
+    parts = ", ".join(f"{seconds(found[key].median)} {name}" for name, key in loading.items())
+    rows = [
+        Row(
+            f"{name}.py --help / import torch",
+            str(Ratio.of(found[name], found["torch"])),
+            wanted="at most 1.5",
+            note=f"{seconds(found[name].median)} / {seconds(found['torch'].median)}",
+        )
+        for name in HELPED
+    ]
+    rows.append(
+        Row(
+            "imports of a training, beyond its libraries'",
+            seconds(found["own"].median),
+            note=f"{seconds(found['libraries'].median)} PyTorch, diffusers, transformers and accelerate",
+        )
+    )
+    for what in list(found)[-2:]:
+        beyond = found[what].median - sum(found[key].median for key in loading.values())
+        aside = f"{seconds(found[what].median)} in all, of which {parts}"
+        rows.append(Row(f"from the command to {what}, beyond loading", seconds(beyond), wanted="under 3 s", note=aside))
     return rows
 
 
