@@ -10,7 +10,7 @@ from ....utils.errors import UserError, first_line
 from ....utils.hashing import SHORT, file_hash, sha256
 from .hub import HUB_NAME, fetch
 from .single_file import ENDINGS, Checkpoint, open_checkpoint
-from .weights import CHECKER, WEIGHTS, find_weights
+from .weights import CHECKER, SECOND, WEIGHTS, find_weights
 
 BUNDLED = {
     "miniature": Path(__file__).parents[2] / "miniature" / "sd",
@@ -50,7 +50,8 @@ def find_model(name_or_path: str, revision: str | None = None, weights: Collecti
             f"model {name_or_path!r}: no such folder; give a folder in diffusers format, a checkpoint file, a hub name "
             f"such as 'CompVis/stable-diffusion-v1-4', or 'miniature' ({MOVED})"
         )
-    folder = fetch(name_or_path, revision, [*weights, CHECKER] if "unet" in weights else weights)
+    others = {"unet": CHECKER, "text_encoder": SECOND}
+    folder = fetch(name_or_path, revision, [*weights, *(others[part] for part in weights if part in others)])
     return ModelFiles(folder, folder / "tokenizer")
 
 

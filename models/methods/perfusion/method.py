@@ -166,7 +166,8 @@ def _encoding(backbone: Backbone, embedding: Tensor) -> Tensor:
     """The mean encoding [D] of a word in the short templates, float32 on the CPU."""
     tokens = tokenize(backbone.tokenizer, SHORT_TEMPLATES, {SLOT: 1})
     words = ConceptVectors(embedding[None, None].to(backbone.text.device))
-    conditioning = condition(backbone.text, tokens, {SLOT: words}, backbone.frame)
+    size = (backbone.image_size, backbone.image_size)
+    conditioning = condition(backbone.text, tokens, {SLOT: words}, backbone.frame, image_size=size)
     assert conditioning.slots is not None
     return conditioning.keys[0][conditioning.slots == 1].float().mean(dim=0).cpu()
 
