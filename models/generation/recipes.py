@@ -10,6 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...utils.config.records import from_plain
+from ...utils.errors import UserError, first_line, shown
+from ...utils.image_files import read_metadata
 from ..conditioning.prompts import SLOT, Prompt
 
 LIBRARIES = ("neti", "torch", "diffusers", "transformers")
@@ -67,11 +70,26 @@ class ImageRecipe:
         there.update({RENAMED.get(str(key), str(key)): value for key, value in recorded.items()})
         mine = asdict(self)
         changed = [
-            f"{key} {there.get(key)!r} there, {mine.get(key)!r} now"
+            f"{shown(key)[1:-1]} {shown(there.get(key))} there, {shown(mine.get(key))} now"
             for key in dict.fromkeys([*mine, *there])
             if there.get(key) != mine.get(key)
         ]
         return "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def read_recipe(path: Path) -> ImageRecipe | None:
+    """The recipe that a generated image carries; None for grids, overviews and pictures from elsewhere.
+
+    Raises UserError for a recipe of another shape: its image is of this project, and somebody changed it.
+    """
+    recorded = (read_metadata(path) or {}).get("recipe")
+    if recorded is None:
+        return None
+    try:
+        return from_plain(ImageRecipe, {RENAMED.get(key, key): value for key, value in recorded.items()})
+    except (ValueError, AttributeError) as error:
+        reason = first_line(error)
+        raise UserError(f"{path}: its recipe is damaged or was edited ({reason}); remove the image") from None
 
 
 def content_hash(paths: Iterable[Path]) -> str:
