@@ -368,7 +368,7 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path: Path) -> None:
         ("".join(" " * level + "a:\n" for level in range(500)), "more than 16 levels deep"),
         ("\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else ''}]" for n in range(12)), "50000 values"),
         ("a: &a [*a]", "recursive"),
-        ("a: '\0'", "unacceptable character #x0000"),
+        ("a: '\0'", "is no text file: character 4 is '\\x00'"),
         (f"*{'a' * 12_000}", "found undefined alias 'aaa"),
         ("x" * 2**21, "has more than 1 MiB; is it the right file?"),
     ],
