@@ -18,6 +18,18 @@ def requirements(name: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith(("#", "-"))]
 
 
+# Of these, classes and functions are used that carry no promise beyond the tested minor version.
+INTERNALS = ("torch", "diffusers", "transformers")
+
+
+def compatible(requirement: str) -> str:
+    """An exact pin as the range an installed wheel asks for: from the tested version on, to the end of its promise."""
+    name, version = requirement.split("==")
+    major, minor = version.split(".")[:2]
+    end = f"{major}.{int(minor) + 1}" if name in INTERNALS or major == "0" else str(int(major) + 1)
+    return f"{name}>={version},<{end}"
+
+
 setup(
     name="neti",
     version="0.1.0",
@@ -30,9 +42,10 @@ setup(
     package_dir=PACKAGES,
     package_data={
         "neti.models": ["py.typed", "miniature/*", "miniature/*/*", "miniature/*/*/*"],
+        "neti.models.backbone.files": ["families/*", "families/*/*", "families/*/*/*"],
         "neti.training": ["py.typed"],
         "neti.utils": ["py.typed"],
     },
-    # exact pins live in environment/requirements.txt; an installed wheel only asks for the families it was tested with
-    install_requires=[line.replace("==", ">=") for line in requirements("requirements.txt")],
+    # exact pins live in environment/requirements.txt
+    install_requires=[compatible(line) for line in requirements("requirements.txt")],
 )

@@ -1,4 +1,4 @@
-"""Speed and memory beside the frozen model's own: print ratios, write docs/performance.md.
+"""Speed and memory beside the frozen model's own: print ratios, fill the measured part of docs/performance.md.
 
     python scripts/benchmark.py --config_path input_configs/benchmark.yaml [--key value ...]
 
@@ -13,8 +13,6 @@ from pathlib import Path
 
 try:
     from neti.training.studies.benchmark.config import BenchmarkConfig
-    from neti.training.studies.benchmark.report import write_benchmark
-    from neti.training.studies.benchmark.rows import Row
     from neti.utils.config.parsing import parse_config
     from neti.utils.errors import exit_on_user_error
 except ModuleNotFoundError as missing:
@@ -26,16 +24,15 @@ except ModuleNotFoundError as missing:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print each table when it is there."""
     config = parse_config(BenchmarkConfig, sys.argv[1:] if argv is None else argv)
-    write_benchmark(config, Path(__file__).parent, show)
+
+    from neti.training.studies.benchmark.report import write_benchmark  # takes seconds: mistakes found above come first
+
+    for title, rows in write_benchmark(config, Path(__file__).parent):
+        print(f"\n{title}")
+        for row in rows:
+            aside = [row.counted and f"counted {row.counted}", row.wanted and f"wanted {row.wanted}", row.note]
+            print(f"  {row.what}\n      {row.value or '-':28} {'; '.join(filter(None, aside))}", flush=True)
     print(f"done: {config.work_dir / config.name}.json, {config.docs_dir / 'performance.md'}")
-
-
-def show(title: str, rows: Sequence[Row]) -> None:
-    """One table."""
-    print(f"\n{title}")
-    for row in rows:
-        told = [f"counted {row.counted}" if row.counted else "", f"wanted {row.wanted}" if row.wanted else "", row.note]
-        print(f"  {row.what}\n      {row.value or '-':28} {'; '.join(filter(None, told))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+try:
+    from neti.utils.errors import UserError, exit_on_user_error
+except ModuleNotFoundError as missing:
+    print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
+    sys.exit(2)
+
 ROOT = Path(__file__).resolve().parents[1]
 CHECK = """
 import sys
@@ -24,8 +30,11 @@ print(f"the wheel works: {len(backbone.frame.layers)} cross-attention layers, te
 """
 
 
+@exit_on_user_error
 def main() -> None:
     """Build, install into a temporary folder without dependencies, import from there."""
+    if sys.argv[1:]:
+        raise UserError(f"check_wheel.py takes no arguments, but was given {sys.argv[1:]}")
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
         subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder, str(ROOT)], check=True)
@@ -38,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Measure generated images: image and text similarity by CLIP, with intervals, against both rails.
+"""Measure generated images: image and text similarity by CLIP, with intervals, beside their upper bounds.
 
     python scripts/compute_metrics.py --config_path input_configs/metrics.yaml [--key value ...]
 
@@ -23,13 +23,13 @@ except ModuleNotFoundError as missing:
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the folders, judge the images, print the table and write the files."""
+    """Read the folders, score the images, print the table and write the files."""
     config = parse_config(MetricsConfig, sys.argv[1:] if argv is None else argv)
 
-    from neti.training.evaluation.evaluate import (
-        Evaluation,  # takes seconds (torch): mistakes found above are told at once
-    )
+    # torch takes seconds: mistakes found above are reported at once
+    from neti.training.evaluation.evaluate import Evaluation
     from neti.training.evaluation.plot import write_plot
+    from neti.training.evaluation.report import CSV, JSON, PLOT
 
     evaluation = Evaluation(config)
     with tqdm(total=evaluation.num_features, unit="image", disable=None) as bar:
@@ -41,12 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in report.notes:
         print(f"note: {note}")
     print()
-    writers = {"metrics.json": report.write_json, "metrics.csv": report.write_csv}
+    writers = {JSON: report.write_json, CSV: report.write_csv, PLOT: lambda path: write_plot(report, path)}
     for name, write in writers.items():
         write(config.output_dir / name)
         print(config.output_dir / name)
-    write_plot(report, config.output_dir / "metrics.png")
-    print(config.output_dir / "metrics.png")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 try:
+    from PIL import Image
+
     from neti.models.generation.recipes import read_recipe
-    from neti.training.data.photos import find_images
     from neti.utils.errors import ArgumentParser, UserError, exit_on_user_error, shorten
     from neti.utils.files import list_folder, user_path
     from neti.utils.grid import labelled_grid
@@ -21,8 +22,6 @@ try:
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
-
-from PIL import Image
 
 TILE = 192  # small images are enlarged to whole multiples, so that a screen shows them well
 MAX_TILES = 1000  # more are too small on any screen, and too large for its memory
@@ -50,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
 
     rows, labels = [], []
     if arguments.photos:
+        from neti.training.data.photos import find_images  # late: it takes seconds to import
+
         photos, _ = find_images(arguments.photos)
         rows.append([_tile(load_image(path)) for path in photos[: len(prompts)]])
         labels.append("photos of the concept")

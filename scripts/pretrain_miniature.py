@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    from neti.training.miniature.pretraining import parallel
-    from neti.training.miniature.pretraining.pretrain import MiniatureConfig, pretrain
+    from neti.training.miniature.pretraining.config import MiniatureConfig
     from neti.utils.config.parsing import parse_config
     from neti.utils.errors import exit_on_user_error
 except ModuleNotFoundError as missing:
@@ -25,14 +24,18 @@ except ModuleNotFoundError as missing:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stages that are not finished yet."""
     config = parse_config(MiniatureConfig, sys.argv[1:] if argv is None else argv)
+
+    from neti.training.miniature.pretraining import loop  # takes seconds: mistakes found above come at once
+    from neti.training.miniature.pretraining.pretrain import pretrain
+
     finished = pretrain(config)
-    if parallel.rank() > 0:
+    if loop.rank() > 0:
         return
     if finished:
-        print(f"done: {config.output_dir}/sd and {config.output_dir}/judge")
+        print(f"done: {config.output_dir}/vision" if config.vision_only else f"done: {config.output_dir}/sd and judge")
     else:
         print("stopped before the end: run the same command again to go on")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,16 +1,20 @@
-"""Mistakes a user can make and fix: one line each, exit code 2."""
+"""How a script ends: a mistake that a user can fix is one line and exit code 2, a fault of ours one line and 1."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import io
 import os
 import reprlib
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
+EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, likewise
@@ -58,10 +62,11 @@ def first_line(error: BaseException) -> str:
 
 
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Turn a script's `main` into one that answers a `UserError` with `error: <line>` on stderr and exit code 2.
+    """Turn a script's `main` into one that gives an exit code (None counts as 0). Use as `sys.exit(main())`.
 
-    Returns a function that gives the exit code (None counts as 0); Ctrl-C gives 130, a reader that stopped reading
-    (`| head -1`) 141. Any other exception is a bug in this project and keeps its traceback. Use as `sys.exit(main())`.
+    UserError: `error: <line>` on stderr, once for all processes of a distributed call, and 2. Ctrl-C: 130. A reader
+    that stopped reading (`| head -1`): 141, in silence. Anything else is a fault of this project: one line that names a
+    file with the traceback, and 1.
     """
 
     @functools.wraps(main)
@@ -70,17 +75,45 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
             sys.stdout.reconfigure(errors="backslashreplace")  # a Japanese prompt on an ASCII terminal
         try:
             code = main(*args, **kwargs) or 0
-            sys.stdout.flush()
+            print(end="", flush=True)  # here, and not at exit, where Python could only complain
             return code
         except UserError as error:
-            for line in str(error).splitlines():
+            for line in str(error).splitlines() if not _is_another_of_many() else ():
                 print(f"error: {line}", file=sys.stderr)
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+            discard(sys.stdout)
             return EXIT_CLOSED_PIPE
+        except Exception as error:
+            what = f"{type(error).__name__}: {first_line(error)}"
+            print(f"error: {what} (a fault of this program; {_saved_traceback()})", file=sys.stderr)
+            return EXIT_FAULT
 
     return wrapped
+
+
+def discard(stream: TextIO) -> None:
+    """Let what is still written to `stream` go nowhere: its reader is gone, and Python would complain again at exit."""
+    with contextlib.suppress(OSError, ValueError):  # it may be no file of the operating system
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _is_another_of_many() -> bool:
+    """Whether this is a process of a distributed call whose first process makes the same mistake."""
+    rank, processes = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return rank.isdecimal() and processes.isdecimal() and 0 < int(rank) < int(processes)
+
+
+def _saved_traceback() -> str:
+    """Write the exception being handled to a new file; says where."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="neti-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
+        ) as file:
+            file.write(f"{sys.argv}\n{traceback.format_exc()}")
+    except OSError as problem:
+        return f"its traceback cannot be saved: {problem.strerror}"
+    return f"its traceback is in {file.name}"

@@ -1,17 +1,31 @@
-"""Images in: any photo a user may have to RGB, and RGB to a square."""
+"""Images in: any photo a user may have to upright sRGB, and that to a square."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from .config.choices import Choice
 from .errors import UserError
 from .grid import labelled_grid
+from .image_formats import foreign_format, is_lfs_pointer, open_image
 
-__all__ = ["SquareMode", "labelled_grid", "load_image", "to_square"]
+__all__ = ["ReadImage", "SquareMode", "labelled_grid", "load_alpha", "load_image", "read_image", "to_square"]
+
+ORIENTATION = 0x0112  # the EXIF tag; how to bring each of its values upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class SquareMode(Choice):
@@ -22,32 +36,54 @@ class SquareMode(Choice):
     pad = "pad"
 
 
-def load_image(path: Path | str) -> Image.Image:
-    """The image in a file as upright 8-bit RGB, transparency laid on white, the first frame of an animation.
+class ReadImage(NamedTuple):
+    """An image, and a remark on each thing in its file that was not used."""
 
-    Differs from the reference: it ignores the EXIF rotation, shows whatever colour hides under transparent pixels, and
-    saturates 16-bit images. Raises UserError, naming the file, if it is missing, broken, cut short, of a kind that has
-    no defined way to RGB, or so large that unpacking it could exhaust the memory.
+    image: Image.Image
+    remarks: list[str]
+
+
+def load_image(path: Path | str, background: str = "white") -> Image.Image:
+    """The image in a file as upright 8-bit sRGB, transparency laid on `background`, the first frame of an animation.
+
+    Differs from the reference: it ignores the EXIF rotation and the colour profile, shows whatever colour hides under
+    transparent pixels, and saturates 16-bit images. Raises UserError, naming the file, if it is missing, broken, cut
+    short, of a kind that has no defined way to RGB, or so large that unpacking it could exhaust the memory.
+    """
+    return read_image(path, background).image
+
+
+def read_image(path: Path | str, background: str = "white") -> ReadImage:
+    """As `load_image`, with remarks on unusable EXIF data or colour profiles and on further frames."""
+    remarks: list[str] = []
+    try:
+        with open_image(path) as image:
+            if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's photo and its preview
+                remarks.append("only its first frame is used")
+            return ReadImage(_to_rgb(_upright(image, remarks), background, remarks), remarks)
+    except Exception as error:  # a broken file makes its decoder raise almost anything
+        raise _unreadable(path, error) from None
+
+
+def load_alpha(path: Path | str) -> Image.Image | None:
+    """The upright transparency of an image, mode L, 255 where it is opaque; None if it has none.
+
+    Errors as `load_image`.
     """
     try:
-        with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise UserError(f"the image {path} does not exist; check the path") from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise UserError(f"the image {path} has more than {limit} million pixels; scale it down first") from None
-    except Exception as error:  # a broken file makes its decoder raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"the image {path} cannot be read ({reason}); replace it or take it out of the folder"
-        ) from None
+        with open_image(path) as image:
+            has_alpha = image.has_transparency_data
+            return _upright(image, []).convert("RGBA").getchannel("A") if has_alpha else None
+    except Exception as error:
+        raise _unreadable(path, error) from None
 
 
-def to_square(image: Image.Image, size: int, mode: SquareMode = SquareMode.stretch) -> Image.Image:
+def to_square(
+    image: Image.Image, size: int, mode: SquareMode = SquareMode.stretch, padding: str | int = "white"
+) -> Image.Image:
     """The image as `size` x `size` pixels, resampled bicubically."""
     if mode is SquareMode.pad:
-        return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color="white")
+        return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=padding)
     if mode is SquareMode.crop:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -55,15 +91,71 @@ def to_square(image: Image.Image, size: int, mode: SquareMode = SquareMode.stret
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_16_bit(image)
+def _unreadable(path: Path | str, error: Exception) -> UserError:
+    """The one line for an image that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        target = f"it is a link to {Path(path).readlink()}, which" if Path(path).is_symlink() else "it"
+        return UserError(f"the image {path} cannot be read: {target} does not exist; check the path")
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        return UserError(f"the image {path} has more than {limit} million pixels; scale it down first")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        if is_lfs_pointer(path):
+            return UserError(
+                f"the image {path} is a Git LFS pointer, not the image itself; run `git lfs pull` where it comes from"
+            )
+        foreign = foreign_format(path)
+        empty = Path(path).stat().st_size == 0
+        reason = f"its format, {foreign}, is not read here" if foreign else "it is empty" if empty else "it is no image"
+    return UserError(f"the image {path} cannot be read ({reason}); replace it or take it out of the folder")
+
+
+def _upright(image: Image.Image, remarks: list[str]) -> Image.Image:
+    """The loaded image, turned as its EXIF data say. (Pillow's own function rewrites them too; nonsense stops it.)"""
+    image.load()
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:
+        remarks.append("its EXIF data cannot be read, so it is taken to be upright")
+        return image
+    method = UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image, background: str, remarks: list[str]) -> Image.Image:
+    profile: bytes | None = image.info.get("icc_profile")
+    alpha = None
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no fixed range; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _from_16_bit(image)
+    else:
+        if image.has_transparency_data:
+            alpha = image.convert("RGBA").getchannel("A")
+        if image.mode != "CMYK":
+            image = image.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
+    image = _to_srgb(image, profile, remarks).convert("RGB")
+    if alpha is not None:
+        image.putalpha(alpha)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
+    return image
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, remarks: list[str]) -> Image.Image:
+    """An L, RGB or CMYK image with its colours as the profile means them; as it is, with a remark, if that fails."""
+    if profile is None:
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if image.mode == "L" and source.profile.xcolor_space.strip() == "RGB":
+            image = image.convert("RGB")
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        assert converted is not None  # it is only None for a conversion in place
+        return converted
+    except (OSError, TypeError, ValueError, ImageCms.PyCMSError):
+        remarks.append("its colour profile cannot be used, so its colours are taken to be sRGB")
+        return image
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
@@ -71,4 +163,4 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     grey = np.asarray(image)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError("32-bit pixels have no fixed range; save it with 8 or 16 bits")
-    return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(np.round(grey / 257).astype(np.uint8))

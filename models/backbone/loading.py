@@ -1,8 +1,7 @@
-"""Reading the parts of a diffusers-format model, and saying in one line what went wrong when that fails."""
+"""Reading the parts of a model, and saying in one line what went wrong when that fails."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,118 +10,139 @@ from typing import Any
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import DDPMScheduler
-from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, first_line
+from .checks import settings_problem
+from .files.hub import HUB_NAME, is_in_cache
+from .files.locate import BUNDLED, ModelFiles, find_model, model_folder, model_hash
+from .files.quiet import without_progress_bars
+from .files.single_file import ENDINGS, load_checkpoint
+from .files.weights import WEIGHTS, check_files, find_weights, read_settings
 
-BUNDLED = {
-    "miniature": Path(__file__).parents[1] / "miniature" / "sd",
-    "miniature-judge": Path(__file__).parents[1] / "miniature" / "judge",
-}
-WEIGHTS = {  # part -> its weight file, as hub repositories name it
-    "text_encoder": "model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "unet": "diffusion_pytorch_model.safetensors",
-}
-HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+__all__ = ["BUNDLED", "HUB_NAME", "WEIGHTS", "check_text_to_image", "load_parts", "model_folder", "model_hash"]
 
-
-def model_folder(name_or_path: str, revision: str | None = None, weights: Collection[str] = tuple(WEIGHTS)) -> Path:
-    """The local folder of a model: bundled, a path, or a hub repository fetched into (or found in) the hub's cache.
-
-    Of a repository only the configs, the tokenizer and the safetensors files of the parts in `weights` are fetched.
-    Raises UserError naming what was tried if there is no such folder, or neither a network nor a cached copy.
-    """
-    folder = BUNDLED.get(name_or_path, Path(name_or_path).expanduser())
-    if name_or_path and folder.is_dir():
-        return folder
-    if name_or_path in BUNDLED:
-        raise UserError(f"model {name_or_path!r}: the bundled weights are missing from {folder}; reinstall the project")
-    if not HUB_NAME.fullmatch(name_or_path):
-        raise UserError(
-            f"model {name_or_path!r}: no such folder; give a folder in diffusers format, a hub name such as "
-            "'CompVis/stable-diffusion-v1-4', or 'miniature'"
-        )
-    patterns = ["*.json", "tokenizer/*", *(f"{part}/{WEIGHTS[part]}" for part in weights)]
-    try:
-        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        version = f" (revision {revision})" if revision else ""
-        raise UserError(
-            f"model {name_or_path!r}{version}: no such folder here, and the hub repository could not be fetched and is "
-            f"not cached ({_first_line(error)}); check the name and the network, or pass the path of a local folder"
-        ) from error
+CLASSES: dict[str, Any] = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
 
 
 def load_parts(
     name_or_path: str, *, revision: str | None, dtype: torch.dtype, weights: Collection[str]
 ) -> dict[str, Any]:
-    """tokenizer, text_encoder, vae, unet, scheduler of a model.
+    """tokenizer, scheduler, text_encoder, vae, unet of a model.
 
     Parts that are not in `weights` are built from their config on the "meta" device. Whatever scheduler class the model
     names, its noise schedule is returned as a DDPMScheduler, which has all that training needs.
     """
-    if unknown := set(weights) - WEIGHTS.keys():
+    if unknown := set(weights) - {*WEIGHTS}:
         raise ValueError(f"components {sorted(unknown)}: allowed are {', '.join(WEIGHTS)}")
-    folder = model_folder(name_or_path, revision, weights)
+    files = find_model(name_or_path, revision, weights)
+    if {*weights} == {*WEIGHTS}:
+        _check(name_or_path, files)
     parts: dict[str, Any] = {}
+    if files.checkpoint is not None and weights:
+        with explained(name_or_path, "weights", files):
+            parts |= load_checkpoint(files.checkpoint, weights, dtype)
     for part in ("tokenizer", "scheduler", *WEIGHTS):
-        try:
-            if not (folder / part).is_dir():
-                raise FileNotFoundError(f"there is no {part} folder")
-            parts[part] = _load_part(part, folder / part, dtype, part in weights)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise UserError(
-                f"model {name_or_path!r}: cannot load its {part} from {folder} ({_first_line(error)}); a complete "
-                "Stable Diffusion 1.x/2.x folder in diffusers format, with safetensors weights, is needed"
-            ) from error
+        if part not in parts:
+            with explained(name_or_path, part, files):
+                parts[part] = _load_part(part, files, dtype, part in weights)
+    with explained(name_or_path, "unet", files):
+        _correct_sample_size(parts["unet"])
     return parts
 
 
-def _load_part(part: str, path: Path, dtype: torch.dtype, with_weights: bool) -> Any:
-    if part == "tokenizer":
-        return CLIPTokenizer.from_pretrained(path)
-    if part == "scheduler":
-        return DDPMScheduler.from_pretrained(path)
-    if part == "text_encoder":
-        if with_weights:
-            return _text_encoder(path, dtype)
-        with torch.device("meta"):
-            return CLIPTextModel(CLIPTextConfig.from_pretrained(path))
-    model_class: Any = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}[part]
-    if with_weights:
-        with _without_progress_bars():
-            return model_class.from_pretrained(path, torch_dtype=dtype)  # raises by itself if weights are missing
-    with torch.device("meta"):
-        return model_class.from_config(model_class.load_config(path))
+def check_text_to_image(name_or_path: str, revision: str | None = None) -> None:
+    """Raise UserError unless the model turns noise and text, and nothing else, into a picture. Reads settings only."""
+    _check(name_or_path, find_model(name_or_path, revision, weights=()))
 
 
-def _text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
-    with _without_progress_bars():
-        loaded: Any = CLIPTextModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    model, info = loaded
-    if info["missing_keys"]:  # transformers fills them with random numbers and only warns
-        raise ValueError(f"weights are missing, such as {min(info['missing_keys'])}")
+def _check(name: str, files: ModelFiles) -> None:
+    settings = {}
+    for part in ("unet", "vae", "scheduler", "text_encoder"):
+        with explained(name, part, files):
+            settings[part] = read_settings(_settings_file(part, files))
+    text_width = settings.pop("text_encoder").get("hidden_size", 512)
+    if problem := settings_problem(**settings, text_width=text_width):
+        raise UserError(f"model {name!r}: {problem}")
+
+
+def load_weights(part: str, folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
+    """A part of a folder, whatever form its weights have. Raises an error of some kind if any is missing or wrong."""
+    found = find_weights(part, folder)
+    check_files(folder, ["config.json", *found.names])
+    with without_progress_bars():
+        model, info = model_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, **found.options)
+    if missing := info["missing_keys"]:  # the libraries leave random numbers, or none, in their places and only warn
+        raise ValueError(f"{len(missing)} of its weights are missing, such as {min(missing)}")
     return model
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """A bar over a second's work is noise in a script's output."""
-    libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
-    for library in libraries:
-        library.disable_progress_bar()
+def explained(name: str, part: str, files: ModelFiles, advice: str = "") -> Iterator[None]:
+    """Turn any error of the block, which reads `part`, into a UserError: the files are anybody's, and so are errors."""
     try:
         yield
-    finally:
-        for library in libraries:
-            library.enable_progress_bar()
+    except Exception as error:
+        source = files.checkpoint.path if files.checkpoint else files.folder
+        reason, fix = first_line(error), advice or _advice(part, files)
+        raise UserError(f"model {name!r}: cannot load its {part} from {source} ({reason}); {fix}") from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+def _advice(part: str, files: ModelFiles) -> str:
+    if files.checkpoint is not None:
+        return f"it is incomplete, or not of the sizes that the settings in {files.folder} give"
+    if is_in_cache(files.folder):
+        return "the hub's cache may hold it only in part: connect to the network to complete the download"
+    lying = sorted(path for path in files.folder.glob("*") if path.suffix in ENDINGS)
+    if lying and not (files.folder / part).is_dir():
+        return f"to use the checkpoint in this folder, give its path: {lying[0]}"
+    return "a complete Stable Diffusion 1.x/2.x folder in diffusers format is needed"
+
+
+def _load_part(part: str, files: ModelFiles, dtype: torch.dtype, with_weights: bool) -> Any:
+    if part == "tokenizer":
+        return _tokenizer(files.tokenizer, files.checkpoint.pad_token if files.checkpoint else None)
+    path = _settings_file(part, files).parent
+    if part == "scheduler":
+        return DDPMScheduler.from_pretrained(path)
+    if with_weights:
+        return load_weights(part, path, CLASSES[part], dtype)
+    with torch.device("meta"):
+        if part == "text_encoder":
+            return CLIPTextModel(CLIPTextConfig.from_pretrained(path))
+        return CLASSES[part].from_config(CLASSES[part].load_config(path))
+
+
+def _settings_file(part: str, files: ModelFiles) -> Path:
+    """The JSON file of a part, after checking that it is one."""
+    folder, name = files.folder / part, "scheduler_config.json" if part == "scheduler" else "config.json"
+    _require_folder(folder)
+    check_files(folder, [name])
+    return folder / name
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no {folder.name} folder")
+
+
+def _tokenizer(path: Path, pad_token: str | None) -> CLIPTokenizer:
+    """transformers makes an empty one, which knows no words, of a folder without the files it wants: not so here."""
+    _require_folder(path)
+    lying = {file.name for file in path.glob("*")}
+    check_files(path, sorted(lying))
+    if "tokenizer.json" not in lying:
+        check_files(path, ["vocab.json", "merges.txt"])
+    changes: dict[str, Any] = {"pad_token": pad_token} if pad_token else {}
+    return CLIPTokenizer.from_pretrained(path, **changes)
+
+
+def _correct_sample_size(unet: UNet2DConditionModel) -> None:
+    """As stock pipelines do: U-Nets of before diffusers 0.9 say 32 (64 is meant), some of today's say [64, 64]."""
+    size: Any = unet.config["sample_size"]
+    if isinstance(size, (list, tuple)) and len({*size}) == 1:
+        size = size[0]
+    major, minor = unet.config.get("_diffusers_version", "1.0").split(".")[:2]
+    if isinstance(size, int) and size < 64 and (int(major), int(minor)) < (0, 9):
+        size = 64
+    unet.register_to_config(sample_size=size)

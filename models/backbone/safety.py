@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,15 +11,17 @@ import torch
 from PIL import Image
 
 from ...utils.errors import UserError
-from .loading import model_folder
+from .files.locate import ModelFiles, find_model
+from .files.quiet import without_warnings
+from .files.weights import CHECKER, check_files
+from .loading import explained, load_weights
 
-CHECKER, PROCESSOR = "safety_checker", "feature_extractor"  # their folders in a diffusers-format model
+PROCESSOR = "feature_extractor"  # the folder of the settings by which images are prepared for the checker
 
 
 def has_safety_checker(name_or_path: str, revision: str | None = None) -> bool:
-    """Whether the base model comes with a safety checker. Reads (or fetches) configs only."""
-    folder = model_folder(name_or_path, revision, weights=())
-    return (folder / CHECKER).is_dir() and (folder / PROCESSOR).is_dir()
+    """Whether the base model comes with a safety checker. Reads (or fetches) settings only."""
+    return _is_named(find_model(name_or_path, revision, weights=()))
 
 
 class SafetyChecker:
@@ -33,32 +36,47 @@ class SafetyChecker:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str, *, revision: str | None = None, device: str | torch.device = "cpu"
+        cls,
+        name_or_path: str,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
     ) -> SafetyChecker:
-        """The base model's own checker, in float32; UserError if it has none or it cannot be loaded."""
+        """The base model's own checker. UserError if it has none, or one that lacks any weight or setting: with random
+        numbers in their place it would let everything pass."""
         if not has_safety_checker(name_or_path, revision):
             raise UserError(
                 f"safety_checker = true, but the base model {name_or_path!r} has none; pass --safety_checker false"
             )
-        # imported here: diffusers' pipelines take seconds, and most runs have no checker
-        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-        from transformers import CLIPImageProcessor
+        with without_warnings():  # imported here: diffusers' pipelines take seconds, and most runs have no checker
+            from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+            from transformers import CLIPImageProcessor
 
-        folder = model_folder(name_or_path, revision, weights=())
-        local = (folder / CHECKER / "model.safetensors").is_file()
-        source, version = str(folder) if local else name_or_path, revision or "main"
-        try:
-            checker = StableDiffusionSafetyChecker.from_pretrained(source, revision=version, subfolder=CHECKER)
-            processor = CLIPImageProcessor.from_pretrained(source, revision=version, subfolder=PROCESSOR)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"cannot load the safety checker of {name_or_path!r} ({reason})") from error
+        files = find_model(name_or_path, revision, weights=(CHECKER,))
+        advice = "pass --safety_checker false to draw without it"
+        with explained(name_or_path, CHECKER, files, advice):
+            checker = load_weights(CHECKER, files.folder / CHECKER, StableDiffusionSafetyChecker, dtype)
+        with explained(name_or_path, PROCESSOR, files, advice):
+            check_files(files.folder / PROCESSOR, ["preprocessor_config.json"])
+            processor = CLIPImageProcessor.from_pretrained(files.folder / PROCESSOR)
         return cls(checker.eval().requires_grad_(False).to(device), processor)
 
     @torch.inference_mode()
     def withholds(self, images: Sequence[Image.Image]) -> list[bool]:
         """For each image whether the checker objects to it."""
-        pixels = self.processor(list(images), return_tensors="pt").pixel_values.to(self.checker.device)
+        pixels = self.processor(list(images), return_tensors="pt").pixel_values
         # the checker blacks out the arrays it is given; the pictures themselves are kept out of its reach
         stand_ins = [np.zeros((1, 1, 3), dtype=np.uint8) for _ in images]
-        return list(self.checker(clip_input=pixels, images=stand_ins)[1])
+        return list(self.checker(clip_input=pixels.to(self.checker.device, self.checker.dtype), images=stand_ins)[1])
+
+
+def _is_named(files: ModelFiles) -> bool:
+    """Whether there is a folder of it, or the index speaks of one: a model that lost its checker is not without one."""
+    if (files.folder / CHECKER).is_dir() or files.checkpoint is not None:
+        return (files.folder / CHECKER).is_dir()
+    index = files.folder / "model_index.json"
+    try:
+        return json.loads(index.read_text(encoding="utf-8")).get(CHECKER, [None])[0] is not None
+    except (OSError, ValueError, AttributeError, TypeError, LookupError):
+        return False  # no index: what is there counts

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.errors import UserError
+from ...utils.hashing import file_hash
 from ..attention.layers import Layer
 from ..backbone.backbone import Backbone
 from ..concepts.concept import Concept
@@ -14,7 +15,6 @@ from ..concepts.files import ConceptFiles
 from ..conditioning.composition import AnyConcept, Mixture, Rule, parse_layers, place_names, style_mixture
 from ..conditioning.prompts import SLOT
 from .config import InferenceConfig
-from .recipes import content_hash
 
 
 class NamedConcepts:
@@ -30,7 +30,7 @@ class NamedConcepts:
         self.concepts = _load(files)
         self.by_name: dict[str, AnyConcept] = {name: concept.method for name, concept in self.concepts.items()}
         self.base_model = config.pretrained_model_name_or_path or _common_base_model(self.concepts, files)
-        self.descriptions: dict[str, Any] = {name: content_hash(found.paths) for name, found in files.items()}
+        self.descriptions: dict[str, Any] = {name: file_hash(*found.paths) for name, found in files.items()}
         self._parts = {name: [name] for name in files}
         if config.mixtures or config.style_mixing.wanted:
             self._mix(config)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
@@ -11,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.config.records import from_plain
+from ...utils.devices import library_versions
 from ...utils.errors import UserError, first_line, shown
 from ...utils.image_files import read_metadata
 from ..conditioning.prompts import SLOT, Prompt
 
-LIBRARIES = ("neti", "torch", "diffusers", "transformers")
 RENAMED = {"voices": "concepts"}  # what earlier versions called an entry
 
 
@@ -42,6 +40,8 @@ class ImageRecipe:
     safety_checker: bool = False
     # name -> content hash of a concept, or the rules of a mixture, for every `{name}`; None: there is none
     concepts: dict[str, Any] | None = None
+    height: int | None = None  # in pixels; None: what the base model was trained on
+    width: int | None = None
     word: str | None = None  # a plain word in the place of `{}` instead of a concept
 
     @cached_property
@@ -56,6 +56,22 @@ class ImageRecipe:
 
     def _parse(self, text: str) -> Prompt:
         return Prompt.parse(text if self.word is None else text.replace(SLOT, self.word), self.placeholder)
+
+    @classmethod
+    def from_record(cls, recorded: object, path: Path) -> ImageRecipe:
+        """The recipe that was `recorded` in the image at `path`, as plain JSON.
+
+        Entries that only other versions know are left out. UserError for entries of the wrong type, or none.
+        """
+        known = {field.name for field in fields(cls)}
+        try:
+            if not isinstance(recorded, dict) or not {"prompt", "seed"} <= recorded.keys():
+                raise ValueError("it tells no prompt and seed")
+            renamed = {RENAMED.get(key, key): value for key, value in recorded.items()}
+            return from_plain(cls, {key: value for key, value in renamed.items() if key in known})
+        except ValueError as error:
+            reason = first_line(error)
+            raise UserError(f"{path}: its recipe is damaged or was edited ({reason}); generate it again") from None
 
     def differences(self, recorded: object) -> str:
         """How a `recorded` recipe (a plain dict read from a file) differs, for a message; empty when it does not.
@@ -83,24 +99,9 @@ def read_recipe(path: Path) -> ImageRecipe | None:
     Raises UserError for a recipe of another shape: its image is of this project, and somebody changed it.
     """
     recorded = (read_metadata(path) or {}).get("recipe")
-    if recorded is None:
-        return None
-    try:
-        return from_plain(ImageRecipe, {RENAMED.get(key, key): value for key, value in recorded.items()})
-    except (ValueError, AttributeError) as error:
-        reason = first_line(error)
-        raise UserError(f"{path}: its recipe is damaged or was edited ({reason}); remove the image") from None
-
-
-def content_hash(paths: Iterable[Path]) -> str:
-    """SHA-256 over the bytes of the files, in order, as `sha256:<hex>`."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return f"sha256:{digest.hexdigest()}"
+    return None if recorded is None else ImageRecipe.from_record(recorded, path)
 
 
 def made_with(concept_files: Iterable[Path], device: str) -> dict[str, Any]:
     """The circumstances worth recording beside a recipe: concept file names, device, library versions."""
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"concept_files": [path.name for path in concept_files], "device": device, "versions": versions}
+    return {"concept_files": [path.name for path in concept_files], "device": device, "versions": library_versions()}

@@ -1,4 +1,4 @@
-"""How a picture becomes the input of a judge: explicit, recorded, and the same whatever else is installed."""
+"""How a picture becomes the input of a metric model: explicit, recorded, the same whatever else is installed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from transformers import AutoImageProcessor
 from .resizing import Resizing
 
 
-class JudgeInput:
+class MetricInput:
     """Pictures of any size to the model's pixels [B,3,H,W], after the preprocessor_config.json in the model's folder.
 
     The config decides sizes, crop, filter and normalisation; `resizing` decides on what the filter runs.
     """
 
     def __init__(self, folder: Path, resizing: Resizing) -> None:
-        """OSError if the folder has no preprocessor_config.json."""
+        """OSError, ValueError, TypeError or AttributeError if the folder has no preprocessor_config.json, or none that
+        says how."""
         # pinned: with torchvision installed the default would resize on tensors, without it with Pillow
-        self.processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        self.processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         self.resizing = resizing
+        self([Image.new("RGB", (8, 8))])  # settings that cannot be used are found now
 
     @property
     def record(self) -> dict[str, Any]:

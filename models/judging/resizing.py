@@ -6,7 +6,7 @@ from ...utils.config.choices import Choice
 
 
 class Resizing(Choice):
-    """How a picture is made as small as the judge's input. Published numbers differ in this."""
+    """How a picture is made as small as the metric model's input. Published numbers differ in this."""
 
-    pil = "pil"  # Pillow's antialiased filter on 8-bit pixels: the judge's own image processor
+    pil = "pil"  # Pillow's antialiased filter on 8-bit pixels: the model's own image processor
     tensor = "tensor"  # bicubic on float pixels WITHOUT antialiasing, as evaluation code that works on tensors does

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ import yaml
 from PIL import Image
 from tiny_judge import generate, photos, picture, recipe, save_clip, save_vit
 
-from neti.models.judging.judge import CLIPJudge
+from neti.models.judging.metric_model import CLIPMetricModel
 from neti.utils.image_files import read_metadata, write_png
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compute_metrics.py"
@@ -93,11 +95,11 @@ def row(record: dict[str, Any], method: str, **place: object) -> dict[str, Any]:
 
 def test_numbers_are_those_of_a_naive_computation(run: Run, tmp_path: Path, judge_folder: Path) -> None:
     record = measured(run(), tmp_path)
-    judge = CLIPJudge.from_pretrained(str(judge_folder))
-    training = judge.image_features([picture(k, 48, 40) for k in range(100, 103)]).double().numpy()
-    texts = judge.text_features(["A photo of a ", " on a beach"]).double().numpy()
+    model = CLIPMetricModel.from_pretrained(str(judge_folder))
+    training = model.image_features([picture(k, 48, 40) for k in range(100, 103)]).double().numpy()
+    texts = model.text_features(["A photo of a ", " on a beach"]).double().numpy()
     # pictures 0-2: first prompt, all units; 3-5: its 8 units; 6-8 and 9-11: the same of the second
-    groups = [judge.image_features([picture(k) for k in range(s, s + 3)]).double().numpy() for s in (0, 3, 6, 9)]
+    groups = [model.image_features([picture(k) for k in range(s, s + 3)]).double().numpy() for s in (0, 3, 6, 9)]
     for truncation, of_prompt in ((None, (0, 2)), (8, (1, 3))):
         pairs = [float(g @ t) for k in of_prompt for g in groups[k] for t in training]
         told = [float(g @ texts[n]) for n, k in enumerate(of_prompt) for g in groups[k]]
@@ -116,19 +118,19 @@ def test_numbers_are_those_of_a_naive_computation(run: Run, tmp_path: Path, judg
             assert one["image_similarity"]["mean"] == pytest.approx((groups[k] @ training.T).mean(), abs=1e-6)
             assert one["text_similarity"]["mean"] == pytest.approx((groups[k] @ texts[n]).mean(), abs=1e-6)
 
-    rail = row(record, "training images")
-    assert rail["images"] == 3 and rail["kind"] == "rail"
-    assert rail["image_similarity"]["mean"] == pytest.approx((training @ training.T).mean(), abs=1e-6)
-    assert rail["text_similarity"]["mean"] == pytest.approx((training @ texts.T).mean(), abs=1e-6)
+    bound = row(record, "training images")
+    assert bound["images"] == 3 and bound["kind"] == "bound"
+    assert bound["image_similarity"]["mean"] == pytest.approx((training @ training.T).mean(), abs=1e-6)
+    assert bound["text_similarity"]["mean"] == pytest.approx((training @ texts.T).mean(), abs=1e-6)
 
 
 def test_replacing_the_placeholder_changes_the_text_alone(run: Run, tmp_path: Path, judge_folder: Path) -> None:
     removed = row(measured(run(), tmp_path), "NeTI", prompt=PROMPTS[1])
     record = measured(run(placeholder="replaced"), tmp_path)
     replaced = row(record, "NeTI", prompt=PROMPTS[1])
-    judge = CLIPJudge.from_pretrained(str(judge_folder))
-    images = judge.image_features([picture(k) for k in (6, 7, 8)])
-    expected = float((images @ judge.text_features(["toy on a beach"]).T).mean())
+    model = CLIPMetricModel.from_pretrained(str(judge_folder))
+    images = model.image_features([picture(k) for k in (6, 7, 8)])
+    expected = float((images @ model.text_features(["toy on a beach"]).T).mean())
     assert replaced["text_similarity"]["mean"] == pytest.approx(expected, abs=1e-6)
     assert replaced["text_similarity"] != removed["text_similarity"]
     assert replaced["image_similarity"] == removed["image_similarity"]
@@ -164,7 +166,7 @@ def test_a_second_call_gives_the_same_numbers_from_the_cache(run: Run, tmp_path:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == entries
 
 
-def test_methods_concepts_rails_and_dino_together(run: Run, tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_methods_concepts_bounds_and_dino_together(run: Run, tmp_path: Path, keys: dict[str, Any]) -> None:
     photos(tmp_path / "cats", range(110, 114))
     both = [recipe(prompt=p, seed=s, concept="sha256:11") for p in PROMPTS for s in range(2)]
     plain = [recipe(prompt=p.replace("{}", "toy"), seed=s, concept="", placeholder="") for p in PROMPTS for s in (0, 1)]
@@ -190,8 +192,8 @@ def test_methods_concepts_rails_and_dino_together(run: Run, tmp_path: Path, keys
     assert not [r for r in record["rows"] if r["concept"] is None and r["truncation"] == 8]
     assert "NeTI, toy, 8 units: no images of cat" in result.out
     assert row(record, "XTI")["images"] == 4, "two folders of one method and concept are one set"
-    rail = row(record, "prompt only", prompt=PROMPTS[1])
-    assert rail["images"] == 2 and rail["kind"] == "rail", "the word in its prompt is the methods' {}"
+    bound = row(record, "prompt only", prompt=PROMPTS[1])
+    assert bound["images"] == 2 and bound["kind"] == "bound", "the word in its prompt is the methods' {}"
     assert row(record, "training images", concept=None)["concepts"] == 2
     assert record["protocol"]["dino_pooling"] == "cls"
 
@@ -224,6 +226,134 @@ def test_images_without_a_recipe(run: Run, tmp_path: Path) -> None:
     assert f"{foreign} carries no recipe" in refused(run(), tmp_path)
 
 
+def foreign(folder: Path, first: int, **formats: str) -> Path:
+    """Six pictures as any tool may write them, a folder for each prompt, in the given formats."""
+    for number, prompt in enumerate(PROMPTS):
+        (folder / prompt).mkdir(parents=True)
+        for seed, kind in enumerate(formats.get("kinds", "png jpg webp").split()):
+            settings = {"lossless": True} if kind == "webp" else {"quality": 100, "subsampling": 0}
+            picture(first + 3 * number + seed).save(folder / prompt / f"{seed}.{kind}", **settings)
+    return folder
+
+
+def test_images_of_other_tools_are_measured_by_the_names_of_their_folders(run: Run, tmp_path: Path) -> None:
+    """Pictures 0-2 and 6-8 of NeTI, once more as PNG, JPEG and WebP without any recipe."""
+    ours = measured(run(), tmp_path)
+    folder = foreign(tmp_path / "theirs", 0)
+    for seed in range(3):
+        (folder / PROMPTS[1] / f"{seed}.{('png', 'jpg', 'webp')[seed]}").unlink()
+        picture(6 + seed).save(folder / PROMPTS[1] / f"{seed}.png")
+    (folder / PROMPTS[0] / "grid.jpg").write_bytes((folder / PROMPTS[0] / "1.jpg").read_bytes())
+    result = run(runs=[f"theirs | toy | {folder}"])
+    theirs = measured(result, tmp_path)
+    for prompt in (None, *PROMPTS):
+        one, other = row(ours, "NeTI", prompt=prompt), row(theirs, "theirs", prompt=prompt)
+        assert one["images"] == other["images"]
+        for metric in ("image_similarity", "text_similarity"):
+            assert one[metric]["mean"] == pytest.approx(other[metric]["mean"], abs=0.01), "JPEG loses a little"
+    assert "note: theirs, toy: 1 grids are left out, such as grid.jpg" in result.out
+    assert "images of another tool; the prompt of " in result.out
+
+
+def test_a_placeholder_in_a_folders_name_and_a_truncation_in_a_files(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs" / "A photo of a <my-toy>"
+    folder.mkdir(parents=True)
+    for name in ("0", "0_truncation_8", "some name"):
+        picture(len(name)).save(folder / f"{name}.png")
+    record = measured(run(runs=[f"theirs | toy | {tmp_path / 'theirs'}"]), tmp_path)
+    assert row(record, "theirs", prompt=PROMPTS[0])["images"] == 2
+    assert row(record, "theirs", prompt=PROMPTS[0], truncation=8)["images"] == 1
+
+
+def test_prompts_from_a_file(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for number in range(3):
+        picture(number).save(folder / f"{number:03}.png")
+    unknown = refused(run(runs=[f"theirs | toy | {folder}"]), tmp_path)
+    assert "000.png: its prompt is not known; write it into" in unknown and "file_name,prompt" in unknown
+    lines = ["file_name,prompt", "000.png,A photo of a {}", '001.png,"{}, on a beach"', "002.png,A photo of a <x>"]
+    (folder / "prompts.csv").write_text("\n".join(lines))
+    record = measured(run(runs=[f"theirs | toy | {folder}"]), tmp_path)
+    assert row(record, "theirs", prompt="A photo of a {}")["images"] == 2
+    assert row(record, "theirs", prompt="{}, on a beach")["images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("file_name,prompt\n000.png,\n", "line 2: needs the columns file_name,prompt, both filled"),
+        ("a,b\n000.png,{}\n", "line 2: needs the columns file_name,prompt"),
+        ("file_name,prompt\nnobody.png,{}\n", "line 2: there is no file 'nobody.png'"),
+        (b"file_name,prompt\n000.png,\xff\n", "cannot be read"),
+    ],
+)
+def test_a_prompts_file_that_is_not_as_it_should_be(run: Run, tmp_path: Path, text: str | bytes, expected: str) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    picture(0).save(folder / "000.png")
+    (folder / "prompts.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert expected in refused(run(runs=[f"theirs | toy | {folder}"]), tmp_path)
+
+
+def test_a_recipe_beside_an_image_counts_when_the_image_lost_its_own(run: Run, tmp_path: Path) -> None:
+    ours = measured(run(), tmp_path)
+    for path in sorted((tmp_path / "neti").rglob("[0-9]*.png")):
+        with Image.open(path) as image:
+            image.convert("RGB").save(path.with_suffix(".webp"), lossless=True)
+        path.unlink()
+    for number, folder in enumerate(sorted((tmp_path / "neti").iterdir())):
+        folder.rename(folder.with_name(str(number)))
+    assert measured(run(), tmp_path)["rows"] == ours["rows"]
+
+
+def test_a_picture_that_would_fill_the_memory_is_named(run: Run, tmp_path: Path) -> None:
+    """A PNG of a few bytes that says it has 30000 x 30000 pixels, under the name of a generated image."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    folder = tmp_path / "theirs" / "A photo of {}"
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(bomb)
+    error = run(runs=[f"theirs | toy | {tmp_path / 'theirs'}"]).error
+    assert "0.png has more than" in error and "million pixels" in error
+
+
+def test_references_and_identity(run: Run, tmp_path: Path, keys: dict[str, Any], judge_folder: Path) -> None:
+    """Other pictures of a concept are a second likeness, and they decide whose images the images are."""
+    for folder, seeds in {"fresh": (0, 1, 2), "cats": (0, 1, 2, 101)}.items():  # 0 to 2: NeTI's first prompt
+        (tmp_path / folder).mkdir()
+        for seed in seeds:
+            picture(seed).save(tmp_path / folder / f"{seed}.png")
+    concepts = [*keys["concepts"], f"cat | cat | {tmp_path / 'cats'}"]
+    alone = row(measured(run(), tmp_path), "NeTI", prompt=PROMPTS[0])
+    assert "reference_similarity" not in alone and "identity_share" not in alone
+    by_photos = row(measured(run(concepts=concepts), tmp_path), "NeTI", prompt=PROMPTS[0])
+    assert by_photos["identity_share"]["mean"] == pytest.approx(1 / 3)
+    record = measured(run(concepts=concepts, references=[f"toy | {tmp_path / 'fresh'}"]), tmp_path)
+    one = row(record, "NeTI", prompt=PROMPTS[0])
+    model = CLIPMetricModel.from_pretrained(str(judge_folder))
+    shown = model.image_features([picture(k) for k in range(3)]).double()
+    assert one["reference_similarity"]["mean"] == pytest.approx((shown @ shown.T).mean().item(), abs=1e-6)
+    assert one["identity_share"]["mean"] == 1
+    assert one["image_similarity"] == alone["image_similarity"]
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "metrics.csv", "metrics.png"])
+def test_files_of_others_are_never_replaced(run: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "metrics").mkdir()
+    path = tmp_path / "metrics" / name
+    path.write_text('{"mine": 1}') if name != "metrics.png" else picture(0).save(path)
+    before = path.read_bytes()
+    assert f"{path} was not written by this script" in run().error
+    assert path.read_bytes() == before and len(list((tmp_path / "metrics").iterdir())) == 1
+    path.unlink()
+    assert run().code == run().code == 0, "its own files are replaced"
+
+
 def test_a_folder_that_mixes_concepts_or_ways_of_generating(run: Run, tmp_path: Path) -> None:
     folder = generate(tmp_path / "neti", [recipe(seed=8, concept="sha256:99", steps=30)])
     error = refused(run(), tmp_path)
@@ -238,18 +368,18 @@ def test_an_image_counts_once(run: Run, tmp_path: Path) -> None:
     assert "an image counts once" in refused(run(), tmp_path)
 
 
-def test_images_of_a_plain_word_are_the_prompt_only_rail(run: Run, tmp_path: Path) -> None:
+def test_images_of_a_plain_word_are_the_prompt_only_bound(run: Run, tmp_path: Path) -> None:
     word = {"concept": "", "placeholder": "", "word": "toy"}
     recipes = [recipe(prompt=prompt, seed=seed, **word) for prompt in PROMPTS for seed in range(2)]
     folder = generate(tmp_path / "word", recipes, 50)
-    rail = row(measured(run(prompt_only=[f"toy | {folder}"]), tmp_path), "prompt only")
-    assert rail["images"] == 4 and rail["kind"] == "rail"
+    bound = row(measured(run(prompt_only=[f"toy | {folder}"]), tmp_path), "prompt only")
+    assert bound["images"] == 4 and bound["kind"] == "bound"
     other = generate(tmp_path / "other", [recipe(**{**word, "word": "cat"})], 60)
     assert "made with the word 'cat', but concepts says 'toy'" in run(prompt_only=[f"toy | {other}"]).error
 
 
 def test_images_of_several_concepts_are_refused(run: Run, tmp_path: Path) -> None:
-    folder = generate(tmp_path / "both", [recipe(prompt="{mug} and {cat}", voices={"mug": "sha256:0"})], 50)
+    folder = generate(tmp_path / "both", [recipe(prompt="{mug} and {cat}", concepts={"mug": "sha256:0"})], 50)
     assert "named concepts ('{mug} and {cat}')" in refused(run(runs=[f"NeTI | toy | {folder}"]), tmp_path)
 
 

@@ -17,6 +17,7 @@ from neti.models.concepts.concept import Concept
 from neti.models.methods import NeTI, NeTIConfig
 from neti.training.miniature.world.objects import find_font
 from neti.training.studies.mixing.page import BEGIN, END
+from neti.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def script() -> Any:
     try:
         find_font()
-    except FileNotFoundError:
+    except UserError:
         pytest.skip("the font Noto Color Emoji is not installed")
     spec = importlib.util.spec_from_file_location("measure_mixing", ROOT / "scripts" / "measure_mixing.py")
     assert spec is not None and spec.loader is not None

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 
 from neti.models.attention.layers import cross_attention_layers
 from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.frame import Frame
 from neti.models.backbone.loading import model_folder
+from neti.models.backbone.text import TextStack, TextTower
 from neti.models.concepts.concept import Concept
 from neti.models.conditioning.conditioning import Conditioning, condition
 from neti.models.conditioning.tokens import tokenize
@@ -120,13 +122,15 @@ def spoken_by_hand(pipe: Any, concept: NeTI, prompt: str) -> Iterator[None]:
     """The stock pipeline, called with any prompt, where every key and value projection of the U-Net and the ControlNets
     is given `prompt`'s encoding for its layer and timestep by a hook: what an attached concept must equal."""
     tokens = tokenize(pipe.tokenizer, [prompt], ["<toy>"])
+    text = TextStack((TextTower(pipe.tokenizer, pipe.text_encoder),))
+    frame = Frame(cross_attention_layers(pipe.unet), text.widths, pipe.tokenizer.model_max_length)
     now: dict[str, Conditioning] = {}
     hooks = []
 
     def before_model(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         vectors = concept.vectors(timestep.reshape(1))
-        now["spoken"] = condition(pipe.text, tokens, {"<toy>": vectors}, 16)
+        now["spoken"] = condition(text, tokens, {"<toy>": vectors}, frame)
 
     def before_projection(which: str, layer: int) -> Callable[..., Any]:
         def feed(_: nn.Module, args: Any) -> tuple[Tensor]:

@@ -1,6 +1,7 @@
 """The rules of the house: which way imports run, how modules import, and that every folder is packaged."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,11 +59,51 @@ def test_every_folder_with_modules_is_packaged():
     assert not missing, f"{missing} have no __init__.py: installed editable they work, in a wheel they are gone"
 
 
+UNET_CALLERS = {
+    Path("models/backbone/denoiser.py"),  # the only caller
+    Path("training/miniature/pretraining/unet.py"),  # trains the U-Net itself
+    Path("training/studies/benchmark/training.py"),  # the stock U-Net, which everything is compared with
+}
+
+
+def test_the_denoiser_is_the_only_caller_of_a_unet():
+    calls = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                keywords = {keyword.arg for keyword in node.keywords}
+                if called == "unet" or "encoder_hidden_states" in keywords:
+                    calls[path.relative_to(ROOT)] = node.lineno
+    assert Path("models/backbone/denoiser.py") in calls, "the walk sees it"
+    assert calls.keys() <= UNET_CALLERS, f"only the Denoiser calls a U-Net: {calls}"
+
+
+def test_a_folder_shows_under_ten_names():
+    """What a reader sees of a folder with `ls`."""
+    for folder in {path.parent for path in FILES} - {ROOT / "scripts"}:
+        names = {entry.name for entry in folder.iterdir()} - {"__init__.py", "py.typed", "__pycache__"}
+        assert len(names) < 10, f"{folder.relative_to(ROOT)} has {len(names)} entries: {sorted(names)}"
+
+
 def test_versions_are_pinned():
     for name in ("requirements.txt", "requirements-dev.txt"):
         lines = (ROOT / "environment" / name).read_text().splitlines()
         wanted = [line for line in lines if line and not line.startswith("#")]
         assert wanted and all("==" in line for line in wanted)
+
+
+def test_an_installed_wheel_asks_for_versions_with_an_end(tmp_path):
+    """Of the libraries whose internals are used, the next minor version could break it."""
+    subprocess.run([sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path], cwd=ROOT, check=True)
+    wanted = (tmp_path / "neti.egg-info" / "requires.txt").read_text().split()
+    pins = [line for line in (ROOT / "environment" / "requirements.txt").read_text().splitlines() if "==" in line]
+    assert len(wanted) == len(pins)
+    assert all(">=" in line and "<" in line for line in wanted)
+    for name in ("torch", "diffusers", "transformers"):
+        pin = next(line for line in pins if line.startswith(f"{name}=="))
+        major, minor, _ = pin.partition("==")[2].split(".")
+        assert f"{name}<{major}.{int(minor) + 1},>={pin.partition('==')[2]}" in wanted
 
 
 def test_supported_python():

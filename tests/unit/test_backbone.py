@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from neti.models.backbone.backbone import Backbone
-from neti.models.backbone.loading import model_folder
+from neti.models.backbone.loading import check_text_to_image, model_folder
 from neti.utils.errors import UserError
 
 
@@ -148,3 +149,36 @@ def test_super_category_of_no_token(tiny_backbone: Backbone) -> None:
     for rule in ("single", "mean"):
         with pytest.raises(UserError, match=r"super category ' ': 0 tokens"):
             tiny_backbone.word_embedding(" ", rule=rule)  # type: ignore[arg-type]
+
+
+def set_settings(folder: Path, part: str, **changes: Any) -> None:
+    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("unet", {"in_channels": 9}, "9 input channels, not the 4 .* a mask and a masked picture"),
+        ("unet", {"in_channels": 5}, "5 input channels, not the 4 .* a depth map"),
+        ("unet", {"in_channels": 8}, "8 input channels, not the 4 .* a picture to edit"),
+        ("unet", {"in_channels": 12}, "12 input channels, not the 4 of its VAE's latents; train and"),
+        ("unet", {"time_cond_proj_dim": 256}, "wants the guidance scale"),
+        ("unet", {"class_embed_type": "timestep"}, "wants a class, a noise level or an image"),
+        ("unet", {"num_class_embeds": 1000}, "wants a class or a noise level"),
+        ("unet", {"addition_embed_type": "text"}, "wants more than text and time"),
+        ("unet", {"cross_attention_dim": 64}, "reads text of width 64, its text encoder writes 32"),
+        ("unet", {"sample_size": [8, 12]}, r"sample_size is \[8, 12\]"),
+        ("unet", {"sample_size": None}, "sample_size is None"),
+        ("scheduler", {"prediction_type": "sample"}, "prediction_type is 'sample'; epsilon and v_prediction are known"),
+        ("scheduler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is a FlowMatchEulerDiscreteScheduler"),
+    ],
+)
+def test_a_model_that_is_not_text_to_image(folder_copy: Path, part: str, changes: Any, message: str) -> None:
+    """Decided by its settings, so that a dry run says what training would."""
+    set_settings(folder_copy, part, **changes)
+    for check in (check_text_to_image, Backbone.from_pretrained):
+        with pytest.raises(UserError, match=f"model '{folder_copy}': .*{message}") as caught:
+            check(str(folder_copy))
+        assert "\n" not in str(caught.value)
+    assert Backbone.from_pretrained(str(folder_copy), components=()).frame.num_places == 16, "its sizes can be read"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from PIL import Image
 
 from neti.models.backbone.backbone import Backbone
 from neti.training.coach.objective import Batch
+from neti.training.config.options import MaskSource, OutsideMask
 from neti.training.config.run import DataConfig
 from neti.training.data.batches import Batches, sample_generator
+from neti.training.data.dataset import ConceptDataset
 from neti.training.data.latents import LatentCache
-from neti.training.data.photos import ConceptDataset
 
 MakeBatches = Callable[..., Batches]
 
@@ -25,11 +27,14 @@ def make_batches(tmp_path: Path, tiny_backbone: Backbone) -> MakeBatches:
     random = np.random.default_rng(0)
     for i in range(3):
         Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    dataset = ConceptDataset(DataConfig(train_data_dir=tmp_path, placeholder_token="<toy>", resolution=64), seed=5)
-    latents = LatentCache.build(tiny_backbone.vae, dataset)
+        mask = np.zeros((64, 64), np.uint8)
+        mask[:, : 8 * (i + 1)] = 255  # one column of latents in the first image, two in the second, ...
+        Image.fromarray(mask).save(tmp_path / f"{i}_bg.png")
 
-    def make(batch_size: int, accumulation: int, process: int = 0, processes: int = 1) -> Batches:
+    def make(batch_size: int, accumulation: int, process: int = 0, processes: int = 1, **settings: Any) -> Batches:
         cpu = torch.device("cpu")
+        dataset = ConceptDataset(DataConfig(tmp_path, "<toy>", resolution=64, **settings), seed=5)
+        latents = LatentCache.build(tiny_backbone.vae, dataset)
         return Batches(
             dataset, latents, tiny_backbone.tokenizer, 1, 1000, batch_size, accumulation, process, processes, cpu
         )
@@ -60,6 +65,22 @@ def test_a_step_is_the_same_however_it_is_cut(make_batches: MakeBatches) -> None
     for name, batches in cuts.items():
         for key, tensor in contents(batches).items():
             assert torch.equal(tensor, whole[key]), (name, key)
+
+
+def test_masks_and_plain_prompts_come_with_their_samples(make_batches: MakeBatches) -> None:
+    plain = make_batches(6, 1).get(0, 0)
+    assert plain.weights is plain.plain is None
+    batches = make_batches(6, 1, masks=MaskSource.folder, outside_mask=OutsideMask.frozen)
+    batch = batches.get(0, 0)
+    assert torch.equal(batch.latents, plain.latents)  # the masks change nothing else
+    assert batch.weights is not None and batch.plain is not None
+    samples = [batches.dataset.sample(number) for number in range(6)]
+    assert {sample.flipped for sample in samples} == {True, False}
+    for sample, weights, text in zip(samples, batch.weights, batch.plain, strict=True):
+        expected = torch.zeros(1, 8, 8)
+        expected[..., : sample.image_id + 1] = 1
+        torch.testing.assert_close(weights, expected.flip(-1) if sample.flipped else expected)
+        assert text == sample.text.replace("{}", "object") != sample.text
 
 
 def test_drawing_twice_or_with_other_randomness_between_changes_nothing(make_batches: MakeBatches) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from neti.training.config.options import LRSchedule, MethodName, MixedPrecision, NormRule, Tracker
-from neti.training.config.run import DataConfig, EvalConfig, LogConfig, ModelConfig, PESigmas, RunConfig
+from neti.training.config.run import METHOD_GROUPS, DataConfig, EvalConfig, LogConfig, ModelConfig, PESigmas, RunConfig
 from neti.utils.config.parsing import parse_config, save_yaml, to_plain_dict
 from neti.utils.errors import UserError
 from neti.utils.images import SquareMode
@@ -313,6 +313,42 @@ def test_null_seeds_count_from_zero() -> None:
             ["--optim", "{seed: 1"],
             "optim = '{seed: 1' (command line): not a valid YAML list or mapping (line 1, column 9: ",
         ),
+        (
+            ["--optim.num_train_epochs", "3"],
+            "unknown key optim.num_train_epochs = '3' (command line); there are no epochs here; write "
+            "optim.max_train_steps: epochs x images x data.repeats / (train_batch_size x ",
+        ),
+        (
+            ["--optim.lr_warmup_steps", "10"],
+            "optim.lr_warmup_steps = 10 does nothing under optim.lr_scheduler = constant; write constant_with_warmup",
+        ),
+        (
+            ["--data.resolution", "80000000"],
+            "data.resolution = '80000000' (command line): must be at most 8192 (a step at that size fills every GPU)",
+        ),
+        (["--data.repeats", "1" + "0" * 15], f"data.repeats = '1{'0' * 15}' (command line): must be at most 100000 ("),
+        (
+            ["--eval.num_validation_images", "1000000000000", "--eval.validation_seeds", "null"],
+            "eval.num_validation_images = '1000000000000' (command line): must be at most 100 (",
+        ),
+        (
+            ["--optim.gradient_accumulation_steps", "1" + "0" * 26],
+            f"optim.gradient_accumulation_steps = '1{'0' * 26}' (command line): must be a whole number of 64 bits",
+        ),
+        (["--optim.train_batch_size", "10000000000"], "optim.train_batch_size = '10000000000' (command line): must be"),
+        (
+            ["--optim.train_batch_size", "4096", "--optim.gradient_accumulation_steps", "4096"],
+            "optim.train_batch_size x optim.gradient_accumulation_steps = 16777216: must be at most 1000000, ",
+        ),
+        (["--log.exp_name", "../other"], "log.exp_name = '../other' must be a folder in log.exp_dir"),
+        (["--log.exp_name", "a/.."], "log.exp_name = 'a/..' must be a folder in log.exp_dir"),
+        (["--log.exp_name", "/tmp/x"], "log.exp_name = '/tmp/x' must be a folder in log.exp_dir"),
+        (["--log.exp_name", "n" * 300], f"log.exp_name = '{'n' * 50}"),
+        (
+            ["--log.logging_dir", "../../tb"],
+            "log.logging_dir = '../../tb' leads out of log.exp_dir; if that is meant, write the absolute path",
+        ),
+        (["--log.project", "a/b"], "log.project = 'a/b' must be a short name without slashes"),
         (["--resume"], "--resume needs a value: --resume VALUE"),
         (
             ["eval.validation_steps=3"],
@@ -429,6 +465,12 @@ def test_an_unset_variable_of_a_shell_is_not_null(option: str) -> None:
     assert problem(option, "") == problem(f"{option}=") == told
 
 
+def test_the_trackers_may_write_beside_the_run_and_where_an_absolute_path_says() -> None:
+    for folder in ("../tb", "/tmp/tb"):
+        parse_config(RunConfig, [*REQUIRED, "--log.logging_dir", folder])
+    assert parse_config(RunConfig, [*REQUIRED, "--log.exp_name", "cats/tom"]).log.run_dir == Path("outputs/cats/tom")
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     lines = problems(
         "--log.exp_nam", "toy", "--data.train_data_dir", "images", "--optim.seed", "x", "--optim.max_train_steps", "0"
@@ -459,7 +501,7 @@ def test_a_later_file_wins_over_an_earlier_one_and_the_command_line_over_both(tm
 
 
 def test_a_wrong_method_is_told_by_the_parser() -> None:
-    told = "must be one of: neti, textual_inversion, xti"
+    told = "must be one of: neti, textual_inversion, xti, perfusion"
     assert problem("--model.method", "TI") == f"model.method = 'TI' (command line): {told}"
 
 
@@ -484,7 +526,7 @@ def test_settings_of_neti_are_not_ignored_by_other_methods(method: MethodName) -
         "use_time": False,
         "use_layer": False,
     }
-    common = {"pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method"}
+    common = {"pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method", *METHOD_GROUPS}
     assert changes.keys() | common == {field.name for field in dataclasses.fields(ModelConfig)}, "none is forgotten"
     for key, value in changes.items():
         (line,) = ModelConfig(method=method, **{key: value}).problems()  # type: ignore[arg-type]
@@ -495,6 +537,17 @@ def test_settings_of_neti_are_not_ignored_by_other_methods(method: MethodName) -
 
 def test_a_concept_must_depend_on_something() -> None:
     assert "both false" in problem("--model.use_time", "false", "--model.use_layer", "false")
+
+
+@pytest.mark.parametrize("method", [name for name in MethodName if name != "perfusion"])
+def test_settings_of_perfusion_are_not_ignored_by_other_methods(method: MethodName) -> None:
+    line = problem("--model.method", method.value, "--model.perfusion.beta", "0.5")
+    assert f"model.method = {method} has no model.perfusion; leave out what belongs to perfusion" in line
+
+
+def test_short_templates_are_for_objects() -> None:
+    wrong = problem("--data.templates", "short", "--data.learnable_property", "style")
+    assert "data.templates = short: there are none for styles" in wrong
 
 
 def test_a_config_made_in_python_is_checked_as_well() -> None:

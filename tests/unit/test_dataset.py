@@ -15,7 +15,7 @@ from PIL import Image
 from neti.models.conditioning.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from neti.training.config.options import LearnableProperty
 from neti.training.config.run import DataConfig
-from neti.training.data.photos import ConceptDataset, Sample, find_images
+from neti.training.data.dataset import ConceptDataset, Sample
 from neti.utils.errors import UserError
 from neti.utils.images import SquareMode
 
@@ -33,44 +33,35 @@ def dataset(folder: Path, *, seed: int = 3, repeats: int = 2, **settings: Any) -
     return ConceptDataset(DataConfig(folder, "<toy>", repeats=repeats, resolution=16, **settings), seed)
 
 
-def test_stray_files_are_skipped_with_a_note(folder: Path) -> None:
-    for name in (".DS_Store", "Thumbs.db", "notes.txt", "._a.png", "._b.heic"):
-        (folder / name).write_bytes(b"\x00\x05\x16\x07")
-    (folder / "sub").mkdir()
-    shutil.copy(folder / "a.png", folder / "sub" / "hidden.png")
+def test_what_is_not_used_is_named(folder: Path) -> None:
+    Image.new("RGB", (160, 40)).save(folder / "d.png")
+    Image.new("RGB", (4, 4)).save(folder / "e.gif", save_all=True, append_images=[Image.new("RGB", (4, 4), "red")])
+    for name in ("f.png", "g.png", "h.png"):
+        shutil.copy(folder / "a.png", folder / name)
     (folder / "a.txt").write_text("my {}")
-    shutil.copy(folder / "a.png", folder / "download")  # an image without a suffix
-    paths, notes = find_images(folder)
-    assert [path.name for path in paths] == ["a.png", "b.JPG", "c.webp", "download"]
-    assert notes == [
-        "skipped .DS_Store: not an image",
-        "skipped ._a.png: not an image",
-        "skipped ._b.heic: not an image",
-        "skipped Thumbs.db: not an image",
+    (folder / "notes.txt").write_text("my {}")
+    (folder / "metadata.jsonl").write_text(
+        '{"file_name": "b.JPG", "text": "a {}"}\n{"file_name": "z.png", "text": "z"}'
+    )
+    data = dataset(folder)
+    assert data.notes == [
         "skipped notes.txt: not an image",
-        "skipped sub: a folder",
+        "metadata.jsonl: 1 captions belong to no photo of the folder, such as 'z.png'",
     ]
-
-
-def test_folders_without_images_are_told(tmp_path: Path) -> None:
-    empty, stray, phone = tmp_path / "empty", tmp_path / "stray", tmp_path / "phone"
-    for made in (empty, stray, phone):
-        made.mkdir()
-    (stray / "notes.txt").touch()
-    (phone / "IMG_1.HEIC").touch()
-    Image.new("RGB", (4, 4)).save(phone / "b.png")
-    for path, told in [
-        (tmp_path / "none", "does not exist; check data.train_data_dir"),
-        (stray / "notes.txt", "is a file; data.train_data_dir must be the folder"),
-        (empty, "holds no image (it is empty)"),
-        (stray, "holds no image (only notes.txt)"),
-        (phone, "IMG_1.HEIC cannot be read here; convert to JPEG or PNG"),
-    ]:
-        with pytest.raises(UserError) as caught:
-            find_images(path)
-        assert told in str(caught.value)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
+    data.check_images()
+    squashed = "stretch squashes it to a square; crop or pad would not"
+    assert data.notes[2:] == [
+        f"a.png, b.JPG, c.webp, f.png, g.png and 1 more: its sides are 2.0 : 1, and data.square_mode = {squashed}",
+        f"d.png: its sides are 4.0 : 1, and data.square_mode = {squashed}",
+        "e.gif: only its first frame is used",
+    ]
+    for mode, words in (
+        (SquareMode.crop, "crop keeps the middle 25% of it"),
+        (SquareMode.pad, "pad leaves 75% of the square white"),
+    ):
+        other = dataset(folder, square_mode=mode)
+        other.check_images()
+        assert f"d.png: its sides are 4.0 : 1, and data.square_mode = {words}" in other.notes
 
 
 def test_every_broken_image_is_named_at_once(folder: Path) -> None:
@@ -127,21 +118,35 @@ def test_a_caption_replaces_the_templates_of_its_image(folder: Path) -> None:
     assert dataset(folder).texts == ["a {}", "a {} on my desk", "c {}"]
 
 
-def test_a_caption_that_cannot_be_used_is_named(folder: Path) -> None:
-    (folder / "a.txt").write_text("my toy")
-    with pytest.raises(UserError, match=r"a\.txt \('my toy'\) has no \{\}"):
-        dataset(folder)
-    (folder / "a.txt").write_bytes(b"caf\xe9 {}")
-    with pytest.raises(UserError, match=r"a\.txt is not UTF-8 text"):
-        dataset(folder)
+def test_the_probability_of_a_flip(folder: Path) -> None:
+    assert not any(dataset(folder, flip_probability=0.0).sample(number).flipped for number in range(200))
+    assert all(dataset(folder, flip_probability=1.0).sample(number).flipped for number in range(200))
+    seldom = [dataset(folder, flip_probability=0.1).sample(number) for number in range(1000)]
+    assert 60 < sum(sample.flipped for sample in seldom) < 140
+    assert [s.text for s in seldom[:50]] == [dataset(folder).sample(number).text for number in range(50)]
+
+
+def test_what_is_learned_from_has_a_fingerprint(folder: Path, tmp_path: Path) -> None:
+    """It does not depend on where the folder lies, only on images and captions."""
+    before = dataset(folder).fingerprint()
+    shutil.copytree(folder, tmp_path / "copy")
+    assert dataset(tmp_path / "copy").fingerprint() == before
+    (folder / "a.txt").write_text("my {}")
+    captioned = dataset(folder).fingerprint()
+    data = dataset(folder)
+    Image.new("RGB", (40, 20), "white").save(folder / "a.png")
+    assert len({before, captioned, dataset(folder).fingerprint()}) == 3
+    (folder / "a.png").unlink()
+    with pytest.raises(UserError, match=r"a\.png cannot be read: No such file"):
+        data.fingerprint()
 
 
 def test_pixels_are_the_square_images_in_minus_one_to_one(folder: Path) -> None:
-    pixels = dataset(folder).pixels([2, 0])
+    pixels = dataset(folder).read([2, 0])[0]
     assert pixels.shape == (2, 3, 16, 16)
     assert pixels.dtype == torch.float32
     np.testing.assert_allclose(pixels[1, :, 8, 8], [-1, -1, 1])
     assert pixels[:, :, 0, 0].max() < 1.01
-    padded = dataset(folder, square_mode=SquareMode.pad).pixels([0])
+    padded = dataset(folder, square_mode=SquareMode.pad).read([0])[0]
     np.testing.assert_allclose(padded[0, :, 0, 8], [1, 1, 1])
-    assert torch.equal(dataset(folder, dataloader_num_workers=0).pixels([2, 0]), pixels)
+    assert torch.equal(dataset(folder, dataloader_num_workers=0).read([2, 0])[0], pixels)

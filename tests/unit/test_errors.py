@@ -1,10 +1,12 @@
-"""Exit codes and the one-line form of user mistakes."""
+"""Exit codes, and that whatever goes wrong is one line."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,13 +39,32 @@ def test_success_and_interruption_have_their_own_codes() -> None:
     assert interrupted() == 130
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+def test_a_fault_of_ours_is_one_line_that_names_the_saved_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     @exit_on_user_error
     def main() -> None:
-        raise ValueError("not the user's fault")
+        raise RuntimeError("not the user's fault\nand more")
 
-    with pytest.raises(ValueError, match="not the user's fault"):
-        main()
+    assert main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: RuntimeError: not the user's fault (")
+    saved = Path(re.search(r"traceback is in (\S+)\)", line)[1])
+    assert 'raise RuntimeError("not the user' in saved.read_text()
+    saved.unlink()
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0), ("x", 1)])
+def test_one_of_several_processes_prints_what_is_wrong(
+    rank: str, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    @exit_on_user_error
+    def main() -> None:
+        raise UserError("the same in all")
+
+    assert main() == 2
+    assert capsys.readouterr().err.count("error:") == lines
 
 
 def test_other_peoples_text_is_shortened_in_messages() -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from neti.models.concepts.files import ConceptFiles, chosen_files, explicit_files, files_at, find_files
 from neti.models.generation.gallery import Gallery
-from neti.models.generation.recipes import ImageRecipe, content_hash
+from neti.models.generation.recipes import ImageRecipe
 from neti.utils.errors import UserError
+from neti.utils.hashing import file_hash
 from neti.utils.image_files import read_metadata, write_atomically, write_png
 
 RECIPE = ImageRecipe(
@@ -112,7 +113,7 @@ def test_the_content_hash_follows_content_not_names(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"same")
     (tmp_path / "b").write_bytes(b"same")
     (tmp_path / "c").write_bytes(b"other")
-    assert content_hash([tmp_path / "a"]) == content_hash([tmp_path / "b"]) != content_hash([tmp_path / "c"])
+    assert file_hash(tmp_path / "a") == file_hash(tmp_path / "b") != file_hash(tmp_path / "c")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_recipes_tell_how_they_differ() -> None:
 
 def test_a_recipe_of_an_earlier_version_is_still_the_same() -> None:
     """It lacks the entries that came later, and none of them meant anything to it."""
-    older = {key: value for key, value in asdict(RECIPE).items() if key not in ("voices", "word")}
+    older = {key: value for key, value in asdict(RECIPE).items() if key not in ("concepts", "word")}
     assert RECIPE.differences(older) == ""
     assert "word None there, 'cat' now" in replace(RECIPE, word="cat").differences(older)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from neti.training.config.options import MaskSource
 from neti.training.config.run import DataConfig
+from neti.training.data.dataset import ConceptDataset
 from neti.training.data.latents import LatentCache
-from neti.training.data.photos import ConceptDataset
 from neti.utils.errors import UserError
 
 
@@ -35,7 +37,7 @@ def test_samples_are_those_of_the_vae(vae: AutoencoderKL, images: ConceptDataset
     assert cache.mean.shape == cache.log_variance.shape == (2, 3, 4, 8, 8)
     assert cache.latent_shape == (4, 8, 8)
     ids, flips = [2, 0, 2], [True, False, False]
-    pixels = torch.stack([p.flip(-1) if f else p for p, f in zip(images.pixels(ids), flips, strict=True)])
+    pixels = torch.stack([p.flip(-1) if f else p for p, f in zip(images.read(ids)[0], flips, strict=True)])
     with torch.no_grad():
         posterior = vae.encode(pixels).latent_dist
     expected = (posterior.sample(torch.Generator().manual_seed(5)) - 0.25) * vae.config.scaling_factor
@@ -53,3 +55,21 @@ def test_an_overflowing_vae_is_told_with_the_image(vae: AutoencoderKL, images: C
     torch.nn.init.constant_(vae.quant_conv.bias, float("nan"))
     with pytest.raises(UserError, match=r"NaN or infinite latents in torch\.float32 for 0\.png, 1\.png, 2\.png"):
         LatentCache.build(vae, images)
+
+
+def test_masks_are_averaged_to_the_latents_and_mirrored_with_them(vae: AutoencoderKL, images: ConceptDataset) -> None:
+    assert LatentCache.build(vae, images).masks_of([0], [False]) is None
+    folder = images.config.train_data_dir
+    for number in range(3):
+        mask = np.zeros((16, 16), np.uint8)
+        mask[:, : 4 * number + 3] = 255
+        Image.fromarray(mask).save(folder / f"{number}-masklabel.png")
+        Image.new("RGB", (16, 16)).save(folder / f"{number}.png")
+    config = DataConfig(folder, "<toy>", resolution=16, masks=MaskSource.folder)
+    masks = LatentCache.build(vae, ConceptDataset(config, seed=0), chunk=2).masks_of([1, 0, 1], [False, False, True])
+    assert masks is not None
+    assert masks.shape == (3, 1, 8, 8)
+    row = torch.tensor([1, 1, 1, 0.5, 0, 0, 0, 0])
+    torch.testing.assert_close(masks[0, 0], row.expand(8, 8))
+    torch.testing.assert_close(masks[1, 0, 0], torch.tensor([1, 0.5, 0, 0, 0, 0, 0, 0]))
+    torch.testing.assert_close(masks[2, 0], row.flip(0).expand(8, 8))

@@ -59,6 +59,10 @@ def test_one_seed_is_shown_with_all_prompts_and_truncations(
     assert capsys.readouterr().out.startswith("note: 1 of the images are not there; their places are grey")
     shown = colours(folder / "overview.png")
     assert {(210, 0, 0), (210, 99, 0), (210, 0, 16), (238, 238, 238)} <= shown and (90, 0, 0) not in shown
+    (folder.parent / "photos").mkdir()
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(folder.parent / "photos" / "a.png")
+    assert overview(folder, "--photos", folder.parent / "photos") == 0
+    assert {(1, 2, 3), (90, 0, 0)} <= colours(folder / "overview.png")
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -123,7 +127,6 @@ def test_a_folder_without_images_is_one_line(
         {"prompt": None},
         {"truncation": 1.5},
         {"truncation": []},
-        {"more": 1},
         {"voices": 3},
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from neti.models.methods import NeTIConfig
-from neti.training.coach.setup import method_config
+from neti.training.coach.plan import method_config
 from neti.training.config.options import NormRule
 from neti.training.config.run import ModelConfig, PESigmas
 

@@ -12,21 +12,21 @@ import pytest
 
 from neti.training.evaluation.config import MetricsConfig
 from neti.training.evaluation.report import Report
-from neti.training.evaluation.rows import Cell, Kind, Row, metric_rows, unequal_sets
+from neti.training.evaluation.rows import Kind, Row, ScoredSet, metric_rows, unequal_sets
 from neti.training.evaluation.scores import (
     DIVERSITY,
     IMAGE,
     TEXT,
-    Bootstrap,
-    Estimate,
     PlaceholderRule,
+    compared_text,
     diversity,
+    identity_scores,
     image_scores,
-    judged_text,
     text_scores,
 )
 from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
+from neti.utils.statistics import Bootstrap
 
 PROTOCOL = {
     "judge": "tiny",
@@ -67,67 +67,48 @@ def test_diversity_is_over_pairs_of_different_images() -> None:
 
 def test_the_placeholder_is_removed_or_replaced() -> None:
     prompt = "A photo of {} on a beach"
-    assert judged_text(prompt, PlaceholderRule.removed, "toy") == "A photo of  on a beach"
-    assert judged_text(prompt, PlaceholderRule.replaced, "toy") == "A photo of toy on a beach"
+    assert compared_text(prompt, PlaceholderRule.removed, "toy") == "A photo of  on a beach"
+    assert compared_text(prompt, PlaceholderRule.replaced, "toy") == "A photo of toy on a beach"
 
 
-def test_an_interval_is_that_of_the_mean() -> None:
-    scores = np.random.default_rng(0).normal(0.7, 0.05, size=200)
-    estimate = Bootstrap(samples=4000).estimate(scores)
-    reach = 1.96 * scores.std() / np.sqrt(200)
-    assert estimate.mean == pytest.approx(scores.mean())
-    assert estimate.low == pytest.approx(scores.mean() - reach, abs=0.1 * reach)
-    assert estimate.high == pytest.approx(scores.mean() + reach, abs=0.1 * reach)
-    assert Bootstrap(samples=4000).estimate(scores) == estimate
-    assert Bootstrap(samples=4000, seed=1).estimate(scores) != estimate
+def test_the_nearest_concept_is_the_one_whose_photos_are_most_similar_on_average() -> None:
+    generated = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    concepts = {"cat": np.array([[1.0, 0.0], [1.0, 0.0]]), "dog": np.array([[0.0, 1.0], [0.6, 0.8]])}
+    np.testing.assert_array_equal(identity_scores(generated, "cat", concepts), [1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(identity_scores(generated, "dog", concepts), [0.0, 1.0, 1.0])
 
 
-def test_one_score_has_no_interval_and_equal_ones_have_an_empty_one() -> None:
-    assert Bootstrap().estimate(np.array([0.5])) == Estimate(0.5)
-    assert Bootstrap().estimate(np.full(9, 0.5)) == Estimate(0.5, 0.5, 0.5)
-
-
-def test_over_concepts_each_counts_the_same_and_their_differences_widen_the_interval() -> None:
-    random = np.random.default_rng(0)
-    groups = [random.normal(mean, 0.01, size) for mean, size in ((0.6, 10), (0.7, 1000), (0.8, 10))]
-    estimate = Bootstrap().estimate_over_groups(groups)
-    assert estimate.mean == pytest.approx(np.mean([group.mean() for group in groups]))
-    assert estimate.low is not None and estimate.high is not None
-    assert 0.58 < estimate.low < 0.65 and 0.75 < estimate.high < 0.82  # in 1 of 27 resamples one concept stands alone
-    alike = Bootstrap().estimate_over_groups([groups[0]] * 3)
-    assert alike.low is not None and alike.high is not None
-    assert 0 < alike.high - alike.low < 0.02, "the images' own spread is resampled too"
-
-
-def cell(method: str, concept: str, truncation: int | None, prompts: tuple[str, ...], level: float = 0.5) -> Cell:
+def scored(
+    method: str, concept: str, truncation: int | None, prompts: tuple[str, ...], level: float = 0.5
+) -> ScoredSet:
     scores = {IMAGE: np.array([level, level]), TEXT: np.array([0.2, 0.3]), DIVERSITY: np.array([0.1])}
     by_prompt = {prompt: (2, scores) for prompt in prompts}
-    return Cell(Kind.run, method, concept, truncation, 2 * len(prompts), scores, by_prompt)
+    return ScoredSet(Kind.run, method, concept, truncation, 2 * len(prompts), scores, by_prompt)
 
 
 def test_rows_over_concepts_need_all_concepts_of_the_method() -> None:
-    cells = [cell("A", "cat", None, ("p",), 0.4), cell("A", "dog", None, ("p",), 0.6), cell("A", "cat", 8, ("p",))]
-    rows = metric_rows([*cells, cell("B", "cat", None, ("p",))], Bootstrap())
+    sets = [scored("A", "cat", None, ("p",), 0.4), scored("A", "dog", None, ("p",), 0.6), scored("A", "cat", 8, ("p",))]
+    rows = metric_rows([*sets, scored("B", "cat", None, ("p",))], Bootstrap())
     (over,) = [row for row in rows if row.concept is None]
     assert (over.method, over.truncation, over.concepts, over.images) == ("A", None, 2, 4)
     assert over.estimates[IMAGE].mean == pytest.approx(0.5)
     assert sum(row.prompt == "p" for row in rows) == 4
-    (note,) = unequal_sets(cells)
+    (note,) = unequal_sets(sets)
     assert note.startswith("A, cat, 8 units: no images of dog")
 
 
 def test_different_prompts_are_noted() -> None:
-    (note,) = unequal_sets([cell("A", "cat", None, ("p", "q")), cell("B", "cat", None, ("p",))])
+    (note,) = unequal_sets([scored("A", "cat", None, ("p", "q")), scored("B", "cat", None, ("p",))])
     assert note.startswith("B, cat, all units: no image of 'q'")
-    assert not unequal_sets([cell("A", "cat", None, ("p",)), cell("B", "dog", None, ("q",))])
+    assert not unequal_sets([scored("A", "cat", None, ("p",)), scored("B", "dog", None, ("q",))])
 
 
-def report(cells: list[Cell]) -> Report:
-    return Report(PROTOCOL, {}, metric_rows(cells, Bootstrap()), [])
+def report(sets: list[ScoredSet]) -> Report:
+    return Report(PROTOCOL, {}, metric_rows(sets, Bootstrap()), [])
 
 
 def test_the_table_is_aligned_and_leaves_prompts_to_those_who_ask() -> None:
-    shown = report([cell("A long name", "cat", None, ("p", "q")), cell("B", "cat", 16, ("p", "q"))])
+    shown = report([scored("A long name", "cat", None, ("p", "q")), scored("B", "cat", 16, ("p", "q"))])
     lines = shown.table().splitlines()
     assert len(lines) == 4
     place = lines[0].index("image similarity") + len("image similarity")
@@ -136,7 +117,7 @@ def test_the_table_is_aligned_and_leaves_prompts_to_those_who_ask() -> None:
 
 
 def test_every_file_tells_the_protocol(tmp_path: Path) -> None:
-    shown = report([cell("A", "cat", 16, ("p, with a comma",))])
+    shown = report([scored("A", "cat", 16, ("p, with a comma",))])
     shown.write_csv(tmp_path / "m.csv")
     shown.write_json(tmp_path / "m.json")
     with open(tmp_path / "m.csv", newline="", encoding="utf-8") as file:
@@ -150,7 +131,7 @@ def test_every_file_tells_the_protocol(tmp_path: Path) -> None:
 
 
 def test_the_headline_is_over_concepts_where_there_are_several() -> None:
-    shown = report([cell("A", "cat", None, ("p",)), cell("A", "dog", None, ("p",)), cell("B", "cat", 8, ("p",))])
+    shown = report([scored("A", "cat", None, ("p",)), scored("A", "dog", None, ("p",)), scored("B", "cat", 8, ("p",))])
 
     def place(row: Row) -> tuple[str, str | None, int | None]:
         return row.method, row.concept, row.truncation
@@ -184,8 +165,11 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         ([*ENOUGH, "--runs", "NeTI | out"], "runs: 'NeTI | out' must read \"method | concept | folder"),
         ([*ENOUGH, "--runs", "NeTI |  | out"], "runs: 'NeTI |  | out' must read"),
         ([*ENOUGH, "--runs", "NeTI | cat | out"], "runs: 'cat' (out) is not among concepts: toy"),
-        ([*ENOUGH, "--runs", "prompt only | toy | out"], "runs: 'prompt only' is the name of a rail"),
+        ([*ENOUGH, "--runs", "prompt only | toy | out"], "runs: 'prompt only' is the name of an upper bound"),
         ([*ENOUGH, "--prompt_only", "cat | out"], "prompt_only: 'cat' (out) is not among concepts: toy"),
+        ([*ENOUGH, "--references", "cat | out"], "references: 'cat' (out) is not among concepts: toy"),
+        ([*ENOUGH, "--references", '["toy | a", "toy | b"]'], "references: 'toy' is there twice"),
+        ([*ENOUGH, "--references", "toy"], "references: 'toy' must read \"concept | folder"),
         ([*ENOUGH, "--concepts", '["toy | toy | a", "toy | toy | b"]'], "concepts: 'toy' is there twice"),
         ([*ENOUGH, "--placeholder", "kept"], "placeholder = 'kept' (command line): must be one of: removed, replaced"),
         ([*ENOUGH, "--resizing", "torch"], "resizing = 'torch' (command line): must be one of: pil, tensor"),

@@ -18,10 +18,16 @@ from transformers import CLIPTokenizer
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
 from neti.models.methods import METHODS
-from neti.training.miniature.pretraining.clip import CLIPSettings, build
+from neti.training.miniature.pretraining.clip import build, preprocessing
+from neti.training.miniature.pretraining.config import CLIPSettings
 from neti.training.miniature.report.concept_training import trained_file
 from neti.training.miniature.report.config import ReportConfig
-from neti.training.miniature.report.judge import (
+from neti.training.miniature.report.page import model_parts
+from neti.training.miniature.report.pictures import MAX_BYTES
+from neti.training.miniature.report.report import write_report
+from neti.training.miniature.report.table import confusion, rights, table_rows
+from neti.training.miniature.report.workbench import Results
+from neti.training.miniature.report.zero_shot import (
     answers,
     choices,
     class_features,
@@ -29,17 +35,13 @@ from neti.training.miniature.report.judge import (
     nearest_concept,
     retrieval_rates,
 )
-from neti.training.miniature.report.page import model_parts
-from neti.training.miniature.report.pictures import MAX_BYTES
-from neti.training.miniature.report.report import write_report
-from neti.training.miniature.report.table import bootstrap, confusion, ratio_of_sums, rights, table_rows
-from neti.training.miniature.report.workbench import Results, files_digest
 from neti.training.miniature.world.captions import PLACE_WORDS, STYLE_WORDS
 from neti.training.miniature.world.concepts import ConceptPhotos
 from neti.training.miniature.world.objects import CONCEPTS, Look, find_font
 from neti.training.miniature.world.world import Scene
 from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
+from neti.utils.hashing import folder_hash
 
 ROOT = Path(__file__).parents[2]
 EAST, NORTH, DIAGONAL = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.8, 0.6])
@@ -110,20 +112,6 @@ def test_retrieval_never_draws_a_caption_against_its_own_words() -> None:
     assert retrieval_rates(features, features, captions, pool=8)[:20] == [1.0] * 20
     with pytest.raises(ValueError, match="13 different captions"):
         retrieval_rates(features, features, captions, pool=32)
-
-
-def test_bootstrap_interval_is_as_wide_as_theory_says() -> None:
-    values = [1.0] * 80 + [0.0] * 20
-    value, low, high = bootstrap(values)
-    error = 1.96 * (0.8 * 0.2 / 100) ** 0.5
-    assert value == 0.8
-    assert low == pytest.approx(0.8 - error, abs=0.015)
-    assert high == pytest.approx(0.8 + error, abs=0.015)
-    assert bootstrap(values) == (value, low, high)  # the same every time
-    assert bootstrap([1.0] * 5) == (1.0, 1.0, 1.0)
-    assert bootstrap([[1.0, 2.0], [2.0, 4.0]], ratio_of_sums) == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="no values"):
-        bootstrap([])
 
 
 def stored() -> dict[str, Any]:
@@ -202,9 +190,9 @@ def test_files_digest_sees_content_and_names_but_not_the_place(tmp_path: Path) -
     (tmp_path / "a" / "weights").write_bytes(b"1")
     (tmp_path / "b" / "weights").write_bytes(b"1")
     (tmp_path / "c" / "weights").write_bytes(b"2")
-    assert files_digest(tmp_path / "a") == files_digest(tmp_path / "b") != files_digest(tmp_path / "c")
+    assert folder_hash(tmp_path / "a") == folder_hash(tmp_path / "b") != folder_hash(tmp_path / "c")
     (tmp_path / "b" / "weights").rename(tmp_path / "b" / "renamed")
-    assert files_digest(tmp_path / "a") != files_digest(tmp_path / "b")
+    assert folder_hash(tmp_path / "a") != folder_hash(tmp_path / "b")
 
 
 def test_the_reports_yaml_is_valid_and_mistakes_are_told() -> None:
@@ -229,12 +217,14 @@ def tiny_report(tmp_path: Path, tiny_backbone: Backbone, tiny_backbone_folder: P
     """A report on random tiny models: two concepts, of which one has a file."""
     try:
         find_font()
-    except FileNotFoundError:
+    except UserError:
         pytest.skip("the font Noto Color Emoji is not installed")
     sizes = {"text_width": 32, "text_layers": 1, "image_width": 32, "image_layers": 1, "patch": 16}
     tokenizer: CLIPTokenizer = tiny_backbone.tokenizer
-    build(CLIPSettings(**sizes), tokenizer, 64).save_pretrained(tmp_path / "judge")
+    model = build(CLIPSettings(**sizes), tokenizer, 64)
+    model.save_pretrained(tmp_path / "judge")
     tokenizer.save_pretrained(tmp_path / "judge")
+    (tmp_path / "judge" / "preprocessor_config.json").write_text(json.dumps(preprocessing(model)))
     for name in ("tiger", "wolf"):
         (tmp_path / "concepts" / name).mkdir(parents=True)
         Image.new("RGB", (64, 64), "orange" if name == "tiger" else "grey").save(tmp_path / "concepts" / name / "0.png")

@@ -11,7 +11,7 @@ import pytest
 from neti.training.miniature.world.objects import find_font
 from neti.training.miniature.world.world import World
 from neti.training.studies.mixing.config import MixingConfig
-from neti.training.studies.mixing.mixing import both_found, rank_correlation
+from neti.training.studies.mixing.mixing import both_found
 from neti.training.studies.mixing.page import (
     BEGIN,
     END,
@@ -24,20 +24,6 @@ from neti.training.studies.mixing.pair_scenes import concept_look, random_render
 from neti.training.studies.mixing.presence import Detectors
 from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "expected"),
-    [
-        ([1, 2, 3, 4], [10, 20, 30, 99], 1.0),
-        ([1, 2, 3, 4], [4, 3, 2, -7], -1.0),
-        ([1, 2, 3, 4, 5], [2, 1, 4, 3, 5], 0.8),  # 1 - 6 * 4 / (5 * 24)
-        ([1, 2, 3, 4], [1, 2, 2, 3], 3 / np.sqrt(10)),  # ranks 0, 1.5, 1.5, 3
-        ([1, 2, 3], [5, 5, 5], 0.0),
-    ],
-)
-def test_rank_correlation(x: list[float], y: list[float], expected: float) -> None:
-    assert rank_correlation(x, y) == pytest.approx(expected)
 
 
 def test_detectors_find_what_is_there() -> None:
@@ -77,7 +63,7 @@ def test_thresholds_come_from_scores_that_leave_the_render_out() -> None:
 def world() -> World:
     try:
         return World.create("cpu", str(find_font()))
-    except FileNotFoundError:
+    except UserError:
         pytest.skip("the font Noto Color Emoji is not installed")
 
 

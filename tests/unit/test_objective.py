@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,6 +131,67 @@ def test_velocity_is_the_target_of_a_velocity_model(make_tiny_backbone: MakeBack
     abar = (1 - betas).cumprod(0)[batch.timesteps].float()[:, None, None, None]
     velocity = abar.sqrt() * batch.noise - (1 - abar).sqrt() * batch.latents
     assert loss.item() == pytest.approx((predicted[0] - velocity).square().mean().item(), rel=1e-5)
+
+
+def masked(batch: Batch, masks: torch.Tensor, plain: Sequence[str] | None = None) -> Batch:
+    return replace(batch, weights=masks, plain=plain)
+
+
+def left_and_top() -> torch.Tensor:
+    """Three masks [3,1,8,8]: the left half, the upper quarter, and all of it, softly."""
+    masks = torch.zeros(3, 1, 8, 8)
+    masks[0, :, :, :4] = 1
+    masks[1, :, :2] = 0.5
+    masks[2] = 0.25
+    return masks
+
+
+def predictions(backbone: Backbone) -> list[torch.Tensor]:
+    """What the U-Net predicts from now on."""
+    seen: list[torch.Tensor] = []
+    backbone.unet.register_forward_hook(lambda module, inputs, output: seen.append(output.sample.detach()))
+    return seen
+
+
+def test_masks_weigh_the_error_and_every_image_counts_alike(tiny_backbone: Backbone) -> None:
+    objective = make_objective(tiny_backbone).eval()
+    batch = make_batch(tiny_backbone)
+    seen = predictions(tiny_backbone)
+    loss = objective(masked(batch, left_and_top()))
+    error = (seen[0] - batch.noise).square()
+    regions = [error[0, :, :, :4], error[1, :, :2], error[2]]
+    assert loss.item() == pytest.approx(torch.stack([region.mean() for region in regions]).mean().item(), rel=1e-5)
+    assert objective(masked(batch, torch.ones(3, 1, 8, 8))).item() == pytest.approx(objective(batch).item(), rel=1e-6)
+
+    objective.outside_weight = 0.5
+    inside, outside = error[0, :, :, :4].mean(), error[0, :, :, 4:].mean()
+    first = masked(make_batch(tiny_backbone, 0, 1), left_and_top()[:1])
+    assert objective(first).item() == pytest.approx(((inside + 0.5 * outside) / 1.5).item(), rel=1e-5)
+
+
+def test_a_masked_batch_is_the_mean_of_its_samples(tiny_backbone: Backbone) -> None:
+    objective = make_objective(tiny_backbone).eval()
+    masks, plain = left_and_top(), ["a photo of a toy", "a toy and a toy", "a rendering of a toy"]
+    whole = objective(masked(make_batch(tiny_backbone), masks, plain)).item()
+    cut = [objective(masked(make_batch(tiny_backbone, i, 1), masks[i : i + 1], plain[i : i + 1])) for i in range(3)]
+    assert torch.stack(cut).mean().item() == pytest.approx(whole, rel=1e-5)
+
+
+def test_outside_the_mask_the_frozen_model_may_be_the_target(tiny_backbone: Backbone) -> None:
+    objective = make_objective(tiny_backbone).eval()
+    objective.outside_weight = 1.0
+    batch, masks = make_batch(tiny_backbone), left_and_top()
+    plain = ["a photo of a teddy", "a teddy and a teddy", "a rendering of a teddy"]
+    seen = predictions(tiny_backbone)
+    loss = objective(masked(batch, masks, plain))
+    learned, frozen = seen
+    noisy = objective.diffusion.add_noise(batch.latents, batch.noise, batch.timesteps)
+    states = tiny_backbone.text_encoder(tokenize(tiny_backbone.tokenizer, plain, []).ids).last_hidden_state
+    torch.testing.assert_close(frozen, tiny_backbone.unet(noisy, batch.timesteps, states).sample)
+    target = masks * batch.noise + (1 - masks) * frozen
+    assert loss.item() == pytest.approx((learned - target).square().mean().item(), rel=1e-5)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in objective.parameters())
 
 
 def test_a_model_that_predicts_images_is_refused(make_tiny_backbone: MakeBackbone) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from neti.training.evaluation.scores import IMAGE, TEXT, Bootstrap, Estimate
+from neti.training.evaluation.scores import IMAGE, TEXT
 from neti.training.studies.reproduction.cells import Choice
 from neti.training.studies.reproduction.claims import (
     CONFIRMED,
@@ -19,9 +19,10 @@ from neti.training.studies.reproduction.claims import (
     Finding,
     reading,
 )
-from neti.training.studies.reproduction.intervals import image_at_text, over_concepts, rank_correlation, steps_to_reach
+from neti.training.studies.reproduction.intervals import image_at_text, steps_to_reach
 from neti.training.studies.reproduction.measurements import WORD, ConceptScores, Condition, Measurements
 from neti.training.studies.reproduction.selection import Candidate, Rails, choose, edges
+from neti.utils.statistics import Bootstrap, Estimate
 
 BOOTSTRAP = Bootstrap(samples=200, seed=0)
 CONCEPTS, UNITS = 6, 10
@@ -62,39 +63,10 @@ def means(claim: Claim) -> list[float]:
     return [finding.estimate.mean for finding in claim.tests if finding.estimate is not None]
 
 
-def test_an_interval_over_concepts_is_paired_and_has_the_right_width() -> None:
-    """The mean of n concepts with standard deviation s has the interval +- 1.96 s / sqrt(n)."""
-    random = np.random.default_rng(1)
-    differences = random.normal(0.3, 0.1, size=40)
-    common = random.normal(0, 10, size=(40, 1, 500))  # what both conditions share cancels, however large
-    tables = [np.array([[d], [0.0]]) + c for d, c in zip(differences, common, strict=True)]
-    estimate = over_concepts(tables, lambda means: float(means[0] - means[1]), Bootstrap(samples=2000, seed=0))
-    assert estimate.low is not None and estimate.high is not None
-    assert estimate.mean == pytest.approx(differences.mean())
-    expected = 1.96 * differences.std() / np.sqrt(40)
-    assert estimate.high - estimate.low == pytest.approx(2 * expected, rel=0.1)
-
-
-def test_images_are_resampled_within_a_concept() -> None:
-    tables = [np.random.default_rng(2).normal(0, 1, size=(1, 100))] * 2  # equal concepts: all spread is of the images
-    estimate = over_concepts(tables, lambda means: float(means[0]), Bootstrap(samples=2000, seed=0))
-    assert estimate.low is not None and estimate.high is not None
-    expected = 1.96 * tables[0].std() / np.sqrt(100) / np.sqrt(2)
-    assert estimate.high - estimate.low == pytest.approx(2 * expected, rel=0.1)
-
-
 def test_one_concept_has_no_interval_and_decides_nothing() -> None:
-    estimate = over_concepts([np.ones((1, 5))], lambda means: float(means[0]), BOOTSTRAP)
+    estimate = BOOTSTRAP.over_groups([np.ones((1, 5))], lambda means: means[0])
     assert estimate == Estimate(1.0)
     assert Finding("anything", estimate).verdict == UNDECIDED
-
-
-def test_rank_correlation() -> None:
-    assert rank_correlation([1, 2, 3, 4], [10, 20, 25, 100]) == pytest.approx(1)
-    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
-    assert rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(1 - 6 * 4 / (5 * 24))
-    assert rank_correlation([1, 2, 3], [1, 1, 2]) == pytest.approx(np.sqrt(3) / 2)  # ranks 1.5, 1.5, 3
-    assert rank_correlation([1, 2, 3], [5, 5, 5]) == 0
 
 
 def test_steps_to_reach() -> None:

@@ -1,13 +1,12 @@
-"""The small parts of the trainer: losses, signals, metrics, the run folder, the optimizer, the memory estimate."""
+"""The small parts of the trainer: losses, signals, the optimizer, the memory estimate, validation grids."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
+import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,11 +20,8 @@ from neti.models.backbone.memory import estimate_memory
 from neti.models.conditioning.tokens import tokenize
 from neti.models.generation.sampling import NaNImageError
 from neti.models.methods import METHODS, NeTI, NeTIConfig
-from neti.training.coach.logs import MetricsLog
-from neti.training.coach.losses import Diverged, Losses
 from neti.training.coach.objective import Batch, Objective
-from neti.training.coach.optimizer import make_optimizer
-from neti.training.coach.run_folder import RunFolder
+from neti.training.coach.optimizer import Diverged, Losses, make_optimizer
 from neti.training.coach.stop import GracefulStop
 from neti.training.config.options import LRSchedule
 from neti.training.config.run import EvalConfig, OptimConfig
@@ -77,48 +73,49 @@ def test_bad_parameters_are_noticed_under_a_good_loss(accelerator: Accelerator) 
         losses.read()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_is_a_request_and_the_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with GracefulStop() as stop:
-        assert stop.received is None
+        assert not stop.asked()
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # an echo of the first
-        assert stop.received == number
+        assert stop.asked() and stop.received == number
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_acts_at_once_and_a_second_warning_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neti.training.coach.stop._ECHO_SECONDS", 0.0)
-    with GracefulStop(), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+    with GracefulStop() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)  # SLURM's limit, while the run is being saved
+        assert stop.received == signal.SIGUSR1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_metrics_of_a_killed_run_are_cut_at_the_resumed_step(tmp_path: Path, accelerator: Accelerator) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 3.0}\n{"step": 4, "lo')
-    metrics = MetricsLog(path, accelerator, "toy", start=2)
-    metrics.scalars(3, {"loss": 3.5})
-    metrics.close()
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1, "loss": 1.0},
-        {"step": 2, "loss": 2.0},
-        {"step": 3, "loss": 3.5},
-    ]
+def test_a_closed_terminal_means_nothing_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with GracefulStop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
-def test_clearing_deletes_only_what_a_run_writes(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run", tmp_path / "boards")
-    for path in (run.config, run.derived, run.metrics, run.concept(5), run.state(5), run.validation(5, None)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("ours")
-    kept = [run.path / "notes.txt", run.path / "images" / "a.png", run.boards / "shared"]
-    for path in kept:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("theirs")
-    run.clear()
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+def test_a_wish_stops_in_any_thread() -> None:
+    wishes = [False, True]
+    received = []
+
+    def work() -> None:
+        with GracefulStop(lambda: wishes.pop(0)) as stop:
+            received.extend([stop.asked(), stop.asked(), stop.asked(), stop.received])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert received == [False, True, True, signal.SIGINT]
 
 
 @pytest.mark.parametrize("schedule", list(LRSchedule))

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ...models.backbone.backbone import Backbone
 from ...models.backbone.denoiser import Denoiser
-from ...models.conditioning.conditioning import condition
+from ...models.conditioning.conditioning import condition, plain_condition
 from ...models.conditioning.prompts import SLOT
 from ...models.conditioning.tokens import Tokens
 from ...models.methods.base import Method
+from ...utils.devices import allow_tf32
 from ...utils.errors import UserError
 
 TARGETS = ("epsilon", "v_prediction")
@@ -31,6 +32,9 @@ class Batch:
 
     latents, noise: [B, C, h, w] float32; timesteps: [B] long; tokens: the B tokenised prompts;
     generators: one CPU generator per sample, for the method's own randomness (nested dropout).
+    weights: soft masks [B, 1, h, w] of where the concept is, none of them empty; None: it may be everywhere.
+    plain: the prompts with the super category in the concept's place; with them, what is learned outside the masks is
+    what the frozen model predicts for them.
     """
 
     latents: Tensor
@@ -38,6 +42,8 @@ class Batch:
     timesteps: Tensor
     tokens: Tokens
     generators: Sequence[torch.Generator]
+    weights: Tensor | None = None
+    plain: Sequence[str] | None = None
 
 
 class Objective(nn.Module):
@@ -46,6 +52,8 @@ class Objective(nn.Module):
     The method is the only registered submodule, so `parameters()` is exactly what is trained, and wrapping this module
     in DistributedDataParallel synchronises exactly that. The frozen backbone is reached through plain objects.
     compile_backend: compile the U-Net's training pass with this backend of `torch.compile`, as one graph or not at all.
+    allow_tf32: in the frozen parts, forward and backward; the method computes in float32 itself.
+    outside_weight: weight of the loss where a batch's masks are 0, beside 1 where they are 1.
     Errors: UserError when the backbone predicts something other than noise or velocity.
     """
 
@@ -56,10 +64,14 @@ class Objective(nn.Module):
         *,
         gradient_checkpointing: bool = False,
         compile_backend: str | Callable[..., Any] | None = None,
+        allow_tf32: bool = False,
+        outside_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.method = method
+        self.outside_weight = outside_weight
         self.backbone = backbone
+        self.allow_tf32 = allow_tf32
         # The folder's own sampler may be any class (PNDM in SD 1.4); the forward process is DDPM's in all of them.
         self.diffusion = DDPMScheduler.from_config(backbone.scheduler.config)
         self.target = self.diffusion.config["prediction_type"]
@@ -76,6 +88,8 @@ class Objective(nn.Module):
             gradient_checkpointing=gradient_checkpointing,
             compile_backend=compile_backend,
         )
+
+        self.frozen = Denoiser(backbone)
 
     @property
     def num_train_timesteps(self) -> int:
@@ -96,13 +110,37 @@ class Objective(nn.Module):
         noisy = self.diffusion.add_noise(batch.latents, batch.noise, batch.timesteps)
         with torch.autocast(noisy.device.type, enabled=False):
             vectors = self.method.vectors(batch.timesteps, generator=batch.generators)
+            if self.allow_tf32:
+                allow_tf32(True)  # until the gradients arrive back at the method
+                vectors.words.register_hook(lambda _: allow_tf32(False))
             conditioning = condition(self.backbone.text, batch.tokens, {SLOT: vectors}, self.backbone.frame)
             if self.training:
                 self.method.observe(conditioning)
             predicted = self.denoiser(noisy, batch.timesteps, conditioning)
-            return F.mse_loss(predicted, self._target(batch).float())
+            target = self._target(batch).float()
+            if batch.weights is None:
+                return F.mse_loss(predicted, target)
+            if batch.plain is not None:
+                target = torch.lerp(self._frozen(noisy, batch.timesteps, batch.plain), target, batch.weights)
+            weights = batch.weights + (1 - batch.weights) * self.outside_weight
+            return weighted_error(predicted, target, weights)
+
+    @torch.no_grad()
+    def _frozen(self, noisy: Tensor, timesteps: Tensor, prompts: Sequence[str]) -> Tensor:
+        """What the frozen model predicts for prompts without a concept, [B, C, h, w]."""
+        conditioning = plain_condition(self.backbone.text, prompts, self.backbone.frame)
+        return self.frozen(noisy, timesteps, conditioning)
 
     def _target(self, batch: Batch) -> Tensor:
         if self.target == "epsilon":
             return batch.noise
         return self.diffusion.get_velocity(batch.latents, batch.noise, batch.timesteps)
+
+
+def weighted_error(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """The mean over images of each one's mean squared error under its weights [B, 1, h, w], of which none is all zero.
+
+    Normalised per image: a small mask counts as much as a large one, and weights of 1 give the plain mean.
+    """
+    per_pixel = (predicted - target).square().mean(dim=1, keepdim=True)
+    return ((weights * per_pixel).sum(dim=(1, 2, 3)) / weights.sum(dim=(1, 2, 3))).mean()

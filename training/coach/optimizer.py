@@ -1,9 +1,14 @@
-"""AdamW and its learning-rate schedule, as the configuration asks for them."""
+"""AdamW and its learning-rate schedule, and the losses of its steps."""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
+from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...models.methods import Method
@@ -31,3 +36,47 @@ def make_optimizer(method: Method, config: OptimConfig, learning_rate: float) ->
         num_training_steps=config.max_train_steps,
     )
     return optimizer, schedule
+
+
+class StepLoss(NamedTuple):
+    """The mean loss of one optimizer step over all its samples, and the learning rate it was taken with."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+class Diverged(Exception):
+    """The loss or a parameter is NaN or infinite; the message says at which step and which of the two."""
+
+
+class Losses:
+    """Collects losses on the device, so that the loop need not wait for it at every step. All processes call alike."""
+
+    def __init__(self, accelerator: Accelerator, trained: nn.Module) -> None:
+        self._accelerator = accelerator
+        self._trained = trained
+        self._unread: list[tuple[int, Tensor, float]] = []
+
+    def add(self, step: int, losses: list[Tensor], learning_rate: float) -> None:
+        """Keep the scalar losses of this process's micro-batches of step `step`."""
+        self._unread.append((step, torch.stack(losses).mean(), learning_rate))
+
+    def read(self) -> list[StepLoss]:
+        """The steps since the last reading, averaged over processes; waits for the device.
+
+        Raises Diverged if any of these losses, or any parameter now, is not finite.
+        """
+        if not self._unread:
+            return []
+        parameters_finite = torch.stack([p.detach().isfinite().all() for p in self._trained.parameters()]).all()
+        report = torch.stack([*(loss for _, loss, _ in self._unread), parameters_finite.float()])
+        *values, all_finite = self._accelerator.reduce(report, reduction="mean").tolist()
+        read = [StepLoss(step, value, rate) for (step, _, rate), value in zip(self._unread, values, strict=True)]
+        self._unread.clear()
+        for step, value, _ in read:
+            if not math.isfinite(value):
+                raise Diverged(f"at step {step}: the loss is {value}")
+        if all_finite < 1:
+            raise Diverged(f"at step {read[-1].step}: the parameters are no longer finite")
+        return read

@@ -1,16 +1,44 @@
-"""What follows from a configuration: computed once, printed, saved as `derived.json`, never written back."""
+"""From a configuration to the parts of a run and the numbers that follow from it, every text and setting checked.
+
+The numbers are computed once, printed, saved as `derived.json`, and never written back into the configuration.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from ...models.backbone.memory import MemoryEstimate, estimate_memory
-from ..config.run import ConceptDtype, RunConfig
-from .setup import DTYPES, Setup
+from ...models.backbone.backbone import Backbone
+from ...models.backbone.loading import WEIGHTS, check_text_to_image
+from ...models.backbone.memory import estimate_memory
+from ...models.concepts.concept import Concept
+from ...models.concepts.files import MAPPER_NAME, explicit_files
+from ...models.conditioning.prompts import SLOT, Prompt
+from ...models.conditioning.tokens import check_placeholder, tokenize
+from ...models.methods import METHODS, Method, Start
+from ...utils.errors import UserError
+from ..config.run import METHOD_GROUPS, ConceptDtype, MixedPrecision, ModelConfig, RunConfig
+from ..data.dataset import ConceptDataset
 
+DTYPES = {MixedPrecision.no: torch.float32, MixedPrecision.fp16: torch.float16, MixedPrecision.bf16: torch.bfloat16}
+PLANNING_PARTS = ("text_encoder",)  # whose weights a plan needs: the super category's embedding is in there
 _HEADER_BYTES = 4096  # of a concept file: tensor names and metadata, roughly
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number -> integers of that size
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run. first_step: 0, or the step of the concept that training starts from."""
+
+    dataset: ConceptDataset
+    backbone: Backbone
+    method: Method
+    target_norm: float
+    first_step: int
 
 
 @dataclass(frozen=True)
@@ -33,23 +61,135 @@ class RunPlan:
     first_step: int
 
 
-def effective_learning_rate(config: RunConfig, processes: int) -> float:
-    """The learning rate AdamW gets: as given, or under scale_lr times accumulation, batch size and processes."""
-    optim = config.optim
-    if not optim.scale_lr:
-        return optim.learning_rate
-    return optim.learning_rate * optim.gradient_accumulation_steps * optim.train_batch_size * processes
+def set_up(
+    config: RunConfig, dataset: ConceptDataset, *, device: torch.device, parts: Collection[str] = WEIGHTS
+) -> Setup:
+    """Load the model, create the concept, tokenise every text. `parts`: whose weights to load, see `Backbone`.
+
+    Raises UserError for whatever does not fit the model: placeholder, super category, resolution, prompts, truncations.
+    """
+    check_text_to_image(config.model.pretrained_model_name_or_path, config.model.revision)
+    backbone = Backbone.from_pretrained(
+        config.model.pretrained_model_name_or_path,
+        revision=config.model.revision,
+        dtype=DTYPES[config.optim.mixed_precision],
+        device=device,
+        components=parts,
+    )
+    placeholder, resolution, factor = config.data.placeholder_token, config.data.resolution, backbone.vae_scale_factor
+    check_placeholder(backbone.tokenizer, placeholder)
+    if resolution % factor:
+        raise UserError(
+            f"data.resolution = {resolution} must be a multiple of {factor}, the VAE's scale factor; "
+            f"try {max(round(resolution / factor), 1) * factor}"
+        )
+    embedding = backbone.word_embedding(config.data.super_category_token, config.data.super_category_rule.value)
+    method, first_step = _given_method(config, backbone) or (_new_method(config, dataset, backbone, embedding), 0)
+    prompts = [Prompt.parse(prompt, placeholder).text for prompt in config.eval.validation_prompts or ()]
+    tokenize(backbone.tokenizer, [*dataset.texts, *prompts], {SLOT: method.positions})
+    for truncation in config.eval.validation_truncations:
+        method.check_truncation(truncation)
+    target_norm = getattr(method.config, "target_norm", None) or float(embedding.norm())
+    return Setup(dataset, backbone, method, target_norm, first_step)
+
+
+def _new_method(config: RunConfig, dataset: ConceptDataset, backbone: Backbone, embedding: Tensor) -> Method:
+    return METHODS[config.model.method].create(
+        method_config(config.model),
+        backbone.frame,
+        Start(
+            embedding=embedding.cpu(),
+            generator=torch.Generator().manual_seed(dataset.seed),
+            word=config.data.super_category_token,
+            backbone=backbone,
+        ),
+    )
+
+
+def _given_method(config: RunConfig, backbone: Backbone) -> tuple[Method, int] | None:
+    """The concept to start from and its step, in either format; None if none is given."""
+    path = config.model.mapper_checkpoint_path
+    if path is None:
+        return None
+    if path.suffix == ".safetensors":
+        concept = Concept.load(path, backbone=backbone)
+        step = concept.metadata.get("step", 0)
+    else:  # the public code keeps its embeddings in a second file beside it
+        embeds = path.with_name(path.name.replace("mapper", "learned_embeds", 1)).with_suffix(".bin")
+        concept = explicit_files(path, embeds).load()
+        concept.check_fits(backbone, source=str(path))
+        match = MAPPER_NAME.fullmatch(path.name)
+        step = int(match[1]) if match else 0
+    if concept.method.name != config.model.method:
+        raise UserError(
+            f"model.method = {config.model.method}, but the concept in model.mapper_checkpoint_path is of method "
+            f"{concept.method.name}; write model.method: {concept.method.name}"
+        )
+    if not isinstance(step, int) or not 0 <= step < config.optim.max_train_steps:
+        raise UserError(
+            f"optim.max_train_steps = {config.optim.max_train_steps}, but the concept in model.mapper_checkpoint_path "
+            f"is already at step {step}; ask for more steps"
+        )
+    return concept.method, step
+
+
+def method_config(model: ModelConfig) -> Any:
+    """The method's own config: its group of the model settings, or what it has of the others."""
+    if model.method in METHOD_GROUPS:
+        return getattr(model, model.method.value)
+    settings = {
+        "hidden_dim": model.mapper_hidden_dim,
+        "use_positional_encoding": model.use_positional_encoding,
+        "sigma_t": model.pe_sigmas.sigma_t,
+        "sigma_l": model.pe_sigmas.sigma_l,
+        "num_frequencies": model.num_pe_frequencies,
+        "num_time_anchors": model.num_pe_time_anchors,
+        "output_bypass": model.output_bypass,
+        "bypass_alpha": model.bypass_alpha,
+        "use_nested_dropout": model.use_nested_dropout,
+        "nested_dropout_prob": model.nested_dropout_prob,
+        "normalize_output": model.normalize_mapper_output,
+        "norm_rule": model.norm_rule.value,
+        "target_norm": model.target_norm,
+        "use_time": model.use_time,
+        "use_layer": model.use_layer,
+    }
+    config_class = METHODS[model.method].config_class
+    return config_class(**{f.name: settings[f.name] for f in fields(config_class) if f.name in settings})
+
+
+def weight_checksums(backbone: Backbone) -> dict[str, int]:
+    """Part -> checksum of those of the base model's weights that are loaded: the sum of the numbers' bits as integers.
+
+    The same on every device, and another as soon as one number is. UserError if a number is NaN or infinite.
+    """
+    sums = {}
+    for part in WEIGHTS:
+        weights = [(name, p.detach()) for name, p in getattr(backbone, part).named_parameters() if not p.is_meta]
+        if broken := [name for name, weight in weights if not weight.isfinite().all()]:
+            raise UserError(
+                f"model.pretrained_model_name_or_path = {backbone.name}: its {part} holds NaN or infinity (in "
+                f"{broken[0]}) in {weights[0][1].dtype}; take another copy of the model"
+            )
+        if weights:
+            bits = [weight.contiguous().view(_BITS[weight.element_size()]) for _, weight in weights]
+            sums[part] = int(torch.stack([numbers.sum(dtype=torch.int64) for numbers in bits]).sum())
+    return sums
 
 
 def make_plan(config: RunConfig, setup: Setup, processes: int) -> RunPlan:
     """Derive everything; needs no U-Net weights."""
     optim = config.optim
+    samples = optim.train_batch_size * optim.gradient_accumulation_steps * processes
+    learning_rate = optim.learning_rate
+    if optim.scale_lr:
+        learning_rate = learning_rate * optim.gradient_accumulation_steps * optim.train_batch_size * processes
     bytes_per_number = 2 if config.log.concept_dtype is ConceptDtype.fp16 else 4
     return RunPlan(
         seed=setup.dataset.seed,
         processes=processes,
-        samples_per_step=optim.train_batch_size * optim.gradient_accumulation_steps * processes,
-        learning_rate=effective_learning_rate(config, processes),
+        samples_per_step=samples,
+        learning_rate=learning_rate,
         target_norm=setup.target_norm,
         layers=setup.backbone.frame.place_names,
         trained_parameters=sum(parameter.numel() for parameter in setup.method.parameters()),
@@ -58,22 +198,7 @@ def make_plan(config: RunConfig, setup: Setup, processes: int) -> RunPlan:
     )
 
 
-def estimate(config: RunConfig, setup: Setup) -> MemoryEstimate:
-    """The memory one training step will take on each device."""
-    with torch.no_grad():
-        rows = len(setup.method.vectors(torch.zeros(1, dtype=torch.long)).words)
-    return estimate_memory(
-        setup.backbone,
-        trained=sum(parameter.numel() for parameter in setup.method.parameters()),
-        text_rows=rows,
-        dtype=DTYPES[config.optim.mixed_precision],
-        batch_size=config.optim.train_batch_size,
-        latent_side=config.data.resolution // setup.backbone.vae_scale_factor,
-        gradient_checkpointing=config.optim.gradient_checkpointing,
-    )
-
-
-def describe(config: RunConfig, setup: Setup, plan: RunPlan, memory: MemoryEstimate | None = None) -> str:
+def describe(config: RunConfig, setup: Setup, plan: RunPlan) -> str:
     """The plan as the table that is printed before training and, with the memory it will take, by --dry_run."""
     data, optim, log, evaluation = config.data, config.optim, config.log, config.eval
     scaled = f" ({optim.learning_rate:g} x {plan.samples_per_step})" if optim.scale_lr else ""
@@ -98,7 +223,23 @@ def describe(config: RunConfig, setup: Setup, plan: RunPlan, memory: MemoryEstim
         "saves": f"every {log.save_steps} steps",
         "grids": grids,
     }
-    if memory is not None:
-        lines["memory"] = f"{memory} (estimate for one training step on each device)"
+    if config.dry_run:  # counting takes longer than the first steps on a small model
+        lines["memory"] = f"{_memory(config, setup, plan)} (estimate for one training step on each device)"
     notes = [f"note: {note}" for note in setup.dataset.notes]
     return "\n".join([*(f"{name:<14} {text}" for name, text in lines.items()), *notes])
+
+
+def _memory(config: RunConfig, setup: Setup, plan: RunPlan) -> str:
+    with torch.no_grad():
+        rows = len(setup.method.vectors(torch.zeros(1, dtype=torch.long)).words)
+    return str(
+        estimate_memory(
+            setup.backbone,
+            trained=plan.trained_parameters,
+            text_rows=rows,
+            dtype=DTYPES[config.optim.mixed_precision],
+            batch_size=config.optim.train_batch_size,
+            latent_side=config.data.resolution // setup.backbone.vae_scale_factor,
+            gradient_checkpointing=config.optim.gradient_checkpointing,
+        )
+    )

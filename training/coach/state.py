@@ -7,6 +7,7 @@ There is no generator state in it. Everything random in training is a pure funct
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...utils.config.parsing import to_plain_dict
 from ...utils.errors import UserError
 from ...utils.image_files import write_atomically
+from ..config.run import DataConfig, LogConfig, RunConfig
 from .run_folder import RunFolder
 
 FORMAT = 1
@@ -47,16 +50,43 @@ class TrainingState:
 
     @classmethod
     def load(cls, path: Path) -> TrainingState:
-        """Read a state; nothing in the file is executed (weights_only). UserError for a damaged or foreign file."""
+        """Read a state; nothing in the file is executed (weights_only), and every byte is checked (the archive's CRC).
+
+        UserError for a file that cannot be read, is damaged or foreign.
+        """
         try:
-            record = torch.load(path, map_location="cpu", weights_only=True)
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"resume: {path} cannot be read: {error.strerror}") from None
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.save packs nothing: what does is no state
+                whole = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+                if not whole or archive.testzip() is not None:
+                    raise zipfile.BadZipFile
+            record = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch names no common base for a truncated zip, a refused class and a foreign file
             raise UserError(
                 f"resume: {path} is no training state of this project, or damaged; name an older one by --resume PATH"
             ) from error
         if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
             raise UserError(f"resume: {path} is no training state of this version (format {FORMAT})")
+        if record.keys() != _ENTRIES.keys() or not all(isinstance(record[key], kind) for key, kind in _ENTRIES.items()):
+            raise UserError(
+                f"resume: {path} has not the entries of a training state; name an older one by --resume PATH"
+            )
         return cls(**record)
+
+
+_ENTRIES: dict[str, Any] = {
+    "step": int,
+    "seed": int,
+    "method": dict,
+    "optimizer": dict,
+    "schedule": dict,
+    "scaler": (dict, type(None)),
+    "config": dict,
+    "facts": dict,
+}
 
 
 # Settings that do not change what a step does. `data.train_data_dir` is judged by what the images are (see `facts`).
@@ -70,14 +100,22 @@ _FREE_KEYS = {
     "optim.gradient_checkpointing",
 }
 _CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")  # with these, a run may be made longer
+WEIGHTS = "the base model's weights"  # a fact, {part: checksum}; where it is known, the model's name is free
 
 
 def check_unchanged(state: TrainingState, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Raise UserError naming every setting that differs from the saved run's and would make this another run."""
-    saved = {**_flatten(state.config), **state.facts}
-    now = {**_flatten(config), **facts}
+    """Raise UserError naming every setting that differs from the saved run's and would make this another run.
+
+    config: as plain nested dicts; a key that it or the saved run does not have counts as its default. facts: those
+    known before the model is loaded.
+    """
+    defaults = _flatten(to_plain_dict(RunConfig(LogConfig(""), DataConfig(Path(), ""))))
+    saved = {**defaults, **_flatten(state.config), **{key: state.facts.get(key) for key in facts}}
+    now = {**defaults, **_flatten(config), **facts}
     free = set(_FREE_KEYS)
-    if now.get("optim.lr_scheduler") in _CONSTANT_SCHEDULES:
+    if WEIGHTS in state.facts:
+        free |= {"model.pretrained_model_name_or_path", "model.revision"}
+    if now["optim.lr_scheduler"] in _CONSTANT_SCHEDULES:
         free.add("optim.max_train_steps")
     problems = [
         f"resume: {key} was {saved.get(key)} when the run was saved and is {now.get(key)} now; "
@@ -85,8 +123,23 @@ def check_unchanged(state: TrainingState, config: Mapping[str, Any], facts: Mapp
         for key in sorted(saved.keys() | now.keys())
         if key not in free and not key.startswith(_FREE_GROUPS) and saved.get(key) != now.get(key)
     ]
+    if state.step > (last := now["optim.max_train_steps"]):
+        problems.append(
+            f"resume: optim.max_train_steps = {last}, but the run is already at step {state.step}; ask for more steps"
+        )
     if problems:
         raise UserError("\n".join(problems))
+
+
+def check_weights(state: TrainingState, weights: Mapping[str, int]) -> None:
+    """Raise UserError if the base model is another than the saved run's. weights: part -> checksum, of those loaded."""
+    saved = state.facts.get(WEIGHTS, {})
+    changed = [part for part, checksum in weights.items() if saved.get(part, checksum) != checksum]
+    if changed:
+        raise UserError(
+            f"resume: the weights of the base model ({', '.join(changed)}) are not those that the run was trained on; "
+            "set model.pretrained_model_name_or_path back, or start a new run under another log.exp_name"
+        )
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -104,29 +157,35 @@ def state_to_resume(resume: str | None, overwrite: bool, run: RunFolder) -> Trai
     can be repeated until the run is done, whenever it is killed.
     Raises UserError before anything is overwritten that was not asked to be.
     """
+    state = None
     if resume is None:
         if not run.is_empty() and not overwrite:
             raise UserError(
                 f"the run folder {run.path} is not empty; go on with it by --resume latest, replace it by --overwrite, "
                 "or choose another log.exp_name"
             )
-        return None
-    if resume == "latest":
+    elif resume == "latest":
         if states := run.states():
-            return TrainingState.load(states[-1])
-        if not run.is_fresh():
+            state = TrainingState.load(states[-1])
+        elif not run.is_fresh():
             raise UserError(
                 f"resume: {run.path} holds no training state (checkpoints/step-N.pt) but other files; replace them by "
                 "--overwrite, or choose another log.exp_name"
             )
-        return None
-    path = Path(resume)
-    if not path.is_file():
-        known = ", ".join(str(state) for state in run.states()) or "none in this run's folder"
-        raise UserError(f"resume: there is no training state {path}; write latest or a path (there are: {known})")
-    if not run.is_empty() and path.resolve().parent != run.states_folder.resolve():
+    else:
+        path = Path(resume)
+        if not path.is_file():
+            known = ", ".join(str(state) for state in run.states()) or "none in this run's folder"
+            raise UserError(f"resume: there is no training state {path}; write latest or a path (there are: {known})")
+        if not run.is_empty() and path.resolve().parent != run.states_folder.resolve():
+            raise UserError(
+                f"resume: {path} belongs to another run, and this run's folder {run.path} is not empty; "
+                "choose another log.exp_name"
+            )
+        state = TrainingState.load(path)
+    if foreign := run.foreign(resuming=state is not None):
         raise UserError(
-            f"resume: {path} belongs to another run, and this run's folder {run.path} is not empty; "
-            "choose another log.exp_name"
+            f"{run.path} holds files that this run would replace and did not write: {', '.join(foreign)}; move them "
+            "away, or choose another log.exp_name"
         )
-    return TrainingState.load(path)
+    return state

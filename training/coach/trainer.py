@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
+from ...models.backbone.loading import BUNDLED
 from ...models.concepts.concept import Concept
 from ...models.generation.sampling import NaNImageError
 from ...utils.config.parsing import to_plain_dict
-from ...utils.errors import UserError
+from ...utils.errors import UserError, first_line
 from ...utils.image_files import write_png
 from ..config.run import ConceptDtype, RunConfig
 from ..data.batches import Batches
 from ..data.latents import LatentCache
 from ..evaluation.validation import validation_grids
-from .logs import MetricsLog
-from .losses import Diverged, Losses
+from .logs import MetricsLog, Watcher
 from .objective import Objective
-from .optimizer import make_optimizer
-from .plan import RunPlan
+from .optimizer import Diverged, Losses, make_optimizer
+from .plan import RunPlan, Setup
 from .run_folder import RunFolder
-from .setup import Setup
 from .state import TrainingState
 from .stop import GracefulStop
 
 LOG_EVERY = 10  # steps between two readings of the loss, the only moments when the loop itself waits for the device
+
+
+class GridGivenUp(Exception):
+    """The run is to stop, and a validation grid would keep it; a resume makes it."""
 
 
 class Trainer:
@@ -46,9 +49,10 @@ class Trainer:
         run: RunFolder,
         facts: dict[str, Any],
         state: TrainingState | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self.config, self.setup, self.plan, self.run, self.facts = config, setup, plan, run, facts
-        self.accelerator = accelerator
+        self.accelerator, self.watcher = accelerator, watcher or Watcher()
         self.step = plan.first_step
         self.losses = Losses(accelerator, setup.method)
         optim, backbone = config.optim, setup.backbone
@@ -58,15 +62,16 @@ class Trainer:
             backbone,
             gradient_checkpointing=optim.gradient_checkpointing,
             compile_backend="inductor" if optim.compile_unet else None,
+            allow_tf32=optim.allow_tf32,
+            outside_weight=config.data.effective_mask_weight,
         )
         optimizer, self.schedule = make_optimizer(setup.method, optim, plan.learning_rate)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         if state is not None:
             self._restore(state)
+        self.is_saved = run.state(self.step).exists()  # looked up before any process writes
         latents = LatentCache.build(backbone.vae, setup.dataset)
         backbone.vae.to("cpu")  # needed again for validation grids only
-        # batches are drawn on the CPU: the same numbers for every device
-        latents.mean, latents.log_variance = latents.mean.cpu(), latents.log_variance.cpu()
         self.batches = Batches(
             setup.dataset,
             latents,
@@ -85,24 +90,26 @@ class Trainer:
 
         Raises UserError when the loss or the parameters are no longer finite; what was saved before is intact.
         """
-        log, optim = self.config.log, self.config.optim
-        self.metrics = MetricsLog(self.run.metrics, self.accelerator, log.exp_name, self.step)
-        with GracefulStop() as stop, self._progress_bar() as self.bar:
-            self._show_if_due()
-            while self.step < optim.max_train_steps:
+        last_step = self.config.optim.max_train_steps
+        self.metrics = MetricsLog(self.run, self.config, self.accelerator, self.watcher.note, self.step)
+        if self.is_saved and self.accelerator.is_main_process and not self.run.concept(self.step).exists():
+            self._save_concept()  # a call was killed between the two files
+        self.watcher.started(self.step, last_step)
+        with GracefulStop(self.watcher.wants_stop) as stop:
+            stopped_by = self._show_if_due(stop)
+            while self.step < last_step and not stopped_by:
                 self.take_step()
-                self.bar.update()
-                at_end = self.step == optim.max_train_steps
-                if self.step % LOG_EVERY == 0:
-                    self._read_losses()
-                stopping = self._agree_to_stop(stop)
-                if at_end or stopping or self.step % log.save_steps == 0:
+                loss = self._read_losses() if self.step % LOG_EVERY == 0 else None
+                self.watcher.stepped(self.step, loss)
+                if self.step == last_step or self.step % self.config.log.save_steps == 0:
                     self._save()
-                if stopping and not at_end:
-                    break
-                self._show_if_due()
+                stopped_by = self._show_if_due(stop)
+                if self.step < last_step:
+                    stopped_by = stopped_by or self._agree_to_stop(stop)
+            if not self.is_saved:
+                self._save()
         self.metrics.close()
-        return stop.received if self.step < optim.max_train_steps else None
+        return stopped_by or None
 
     def take_step(self) -> None:
         """One optimizer step, with nothing around it; its loss waits to be read."""
@@ -118,9 +125,11 @@ class Trainer:
             self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
+        self.is_saved = False
         self.losses.add(self.step, losses, learning_rate)
 
-    def _read_losses(self) -> None:
+    def _read_losses(self) -> float | None:
+        """Record the losses since the last reading; gives their mean."""
         try:
             read = self.losses.read()
         except Diverged as error:
@@ -132,19 +141,14 @@ class Trainer:
             ) from error
         for step, loss, learning_rate in read:
             self.metrics.scalars(step, {"loss": loss, "learning_rate": learning_rate})
-        if read:
-            self.bar.set_postfix(loss=f"{sum(loss for _, loss, _ in read) / len(read):.4f}")
+        return sum(loss for _, loss, _ in read) / len(read) if read else None
 
     def _save(self) -> None:
-        """Write the concept, then the state: where there is a state, its concept is complete."""
+        """Write the state, then the concept, which the state can restore: a kill in between loses nothing."""
         self._read_losses()  # never replaces a good file by a broken one
         if self.accelerator.is_main_process:
-            dtype = torch.float16 if self.config.log.concept_dtype is ConceptDtype.fp16 else torch.float32
-            config = to_plain_dict(self.config)
-            metadata = {"base_model": self.setup.backbone.name, "step": self.step, "training_config": config}
-            data = self.config.data
-            concept = Concept(self.setup.method, data.placeholder_token, data.super_category_token, metadata)
-            concept.save(self.run.concept(self.step), dtype)
+            self.metrics.sync()
+            self.run.expect(self.run.state(self.step), self.run.concept(self.step))
             scaler = self.accelerator.scaler
             TrainingState(
                 step=self.step,
@@ -153,60 +157,97 @@ class Trainer:
                 optimizer=self.optimizer.state_dict(),
                 schedule=self.schedule.state_dict(),
                 scaler=scaler.state_dict() if scaler is not None else None,
-                config=config,
+                config=to_plain_dict(self.config),
                 facts=self.facts,
             ).save(self.run.state(self.step))
+            self._save_concept()
             self.run.rotate_states(self.config.log.checkpoints_total_limit)
+        self.is_saved = True
         self.accelerator.wait_for_everyone()
+
+    def _save_concept(self) -> None:
+        data, base_model = self.config.data, _shared_name(self.setup.backbone.name)
+        settings = to_plain_dict(self.config, names_only=True)
+        settings["model"]["pretrained_model_name_or_path"] = base_model
+        metadata = {"base_model": base_model, "step": self.step, "training_config": settings}
+        dtype = torch.float16 if self.config.log.concept_dtype is ConceptDtype.fp16 else torch.float32
+        concept = Concept(self.setup.method, data.placeholder_token, data.super_category_token, metadata)
+        concept.save(self.run.concept(self.step), dtype)
+        self.watcher.saved(self.step, self.run.concept(self.step))
 
     def _restore(self, state: TrainingState) -> None:
-        self.setup.method.load_state_dict(state.method)
-        self.optimizer.load_state_dict(state.optimizer)
-        self.schedule.load_state_dict(state.schedule)
-        if state.scaler is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state.scaler)
+        try:
+            self.setup.method.load_state_dict(state.method)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.schedule.load_state_dict(state.schedule)
+            if state.scaler is not None and self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state.scaler)
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"resume: the state of step {state.step} does not fit this run ({first_line(error)}); name an older "
+                "one by --resume PATH"
+            ) from error
         self.step = state.step
 
-    def _show_if_due(self) -> None:
-        """Make the validation grids of this step, if it has any and they are not there yet (after a resume)."""
+    def _is_grid_due(self) -> bool:
         evaluation = self.config.eval
-        due = self.step % evaluation.validation_steps == 0 if self.step else evaluation.validation_at_start
-        paths = {
-            truncation: self.run.validation(self.step, truncation) for truncation in evaluation.validation_truncations
-        }
-        if due and self.accelerator.is_main_process and not all(path.exists() for path in paths.values()):
-            backbone, placeholder = self.setup.backbone, self.config.data.placeholder_token
-            backbone.vae.to(self.accelerator.device)
+        return self.step % evaluation.validation_steps == 0 if self.step else evaluation.validation_at_start
+
+    def _show_if_due(self, stop: GracefulStop) -> int:
+        """Make the validation grids of this step, if it has any and they are not there yet (after a resume).
+
+        Returns 0, or the number of the signal for which they were given up.
+        """
+        if not self._is_grid_due():
+            return 0
+        truncations = self.config.eval.validation_truncations if self.config.eval.validation_prompts else ()
+        paths = {truncation: self.run.validation(self.step, truncation) for truncation in truncations}
+        given_up = 0
+        if self.accelerator.is_main_process and not all(path.exists() for path in paths.values()):
             try:
-                for truncation, grid in validation_grids(
-                    backbone, self.setup.method, placeholder, evaluation, self.step
-                ):
-                    write_png(grid, paths[truncation], {"step": self.step, "truncation": truncation})
-                    self.metrics.image(
-                        self.step, paths[truncation].stem.replace(f"step-{self.step}", "validation"), grid
-                    )
+                self._make_grids(paths, stop)
             except NaNImageError as error:  # sampling may overflow in half precision where training does not
-                self.bar.write(f"warning: no validation grid at step {self.step}: {error}", file=sys.stderr)
-            finally:
-                backbone.vae.to("cpu")
-        self.accelerator.wait_for_everyone()
+                self.watcher.note(f"warning: no validation grid at step {self.step}: {error}")
+            except GridGivenUp:
+                given_up = stop.received or 0
+        return self._highest(given_up)
 
-    def _agree_to_stop(self, stop: GracefulStop) -> bool:
-        """Whether to stop after this step; several processes ask one another only when they meet anyway."""
+    def _make_grids(self, paths: Mapping[int | None, Path], stop: GracefulStop) -> None:
+        def look_up(images: int = 0) -> None:
+            if stop.asked():
+                raise GridGivenUp
+
+        backbone, placeholder = self.setup.backbone, self.config.data.placeholder_token
+        look_up()
+        self.run.expect(*paths.values())
+        backbone.vae.to(self.accelerator.device)
+        try:
+            grids = validation_grids(
+                backbone, self.setup.method, placeholder, self.config.eval, self.step, on_step=look_up
+            )
+            for truncation, grid in grids:
+                path = paths[truncation]
+                write_png(grid, path, {"step": self.step, "truncation": truncation})
+                self.metrics.image(self.step, path.stem.replace(f"step-{self.step}", "validation"), grid)
+                self.watcher.grid(self.step, truncation, grid)
+        finally:
+            backbone.vae.to("cpu")
+
+    def _agree_to_stop(self, stop: GracefulStop) -> int:
+        """0, or the number of the signal to stop for; several processes ask one another only when they meet anyway."""
+        number = (stop.received or 0) if stop.asked() else 0
+        if self.step % LOG_EVERY == 0 or self._is_grid_due() or self.accelerator.num_processes == 1:
+            return self._highest(number)
+        return 0
+
+    def _highest(self, number: int) -> int:
+        """The highest number that any process comes with; all wait for one another."""
         if self.accelerator.num_processes == 1:
-            return stop.received is not None
-        if self.step % LOG_EVERY:
-            return False
-        asked = torch.tensor(float(stop.received is not None), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, reduction="sum").item() > 0)
+            return number
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 
-    def _progress_bar(self) -> tqdm:
-        seconds = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs no animation
-        return tqdm(
-            desc="training",
-            initial=self.step,
-            total=self.config.optim.max_train_steps,
-            unit="step",
-            mininterval=seconds,
-            disable=not self.accelerator.is_local_main_process,
-        )
+
+def _shared_name(model: str) -> str:
+    """The model's name for a file that will be shared: of one on this disk, where it lies is nobody's business."""
+    path = Path(model).expanduser()
+    return f"./{path.resolve().name}" if model not in BUNDLED and path.exists() else model

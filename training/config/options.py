@@ -6,11 +6,12 @@ from ...utils.config.choices import Choice
 
 
 class MethodName(Choice):
-    """The personalisation methods: a mapper of timestep and layer, one vector, or one vector per layer."""
+    """The personalisation methods: a mapper of timestep and layer, one vector, one per layer, or a rank-one edit."""
 
     neti = "neti"
     textual_inversion = "textual_inversion"
     xti = "xti"
+    perfusion = "perfusion"
 
 
 class Tracker(Choice):
@@ -35,6 +36,28 @@ class LearnableProperty(Choice):
 
     object = "object"
     style = "style"
+
+
+class MaskSource(Choice):
+    """Where masks come from: nowhere, files beside the photos or in a folder of their own, the photos' transparency."""
+
+    none = "none"
+    folder = "folder"
+    alpha = "alpha"
+
+
+class OutsideMask(Choice):
+    """What is learned outside the mask: nothing, or what the frozen model itself predicts for the super category."""
+
+    ignore = "ignore"
+    frozen = "frozen"
+
+
+class Templates(Choice):
+    """Texts of images without captions: all of `learnable_property`, or the nine short ones of Perfusion (objects)."""
+
+    full = "full"
+    short = "short"
 
 
 class SuperCategoryRule(Choice):

@@ -7,28 +7,39 @@ Frozen: what is derived from the settings (the scaled learning rate, the norm, .
 The comment above a field is its documentation and what `--help` prints.
 """
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Optional
+from typing import Any, ClassVar, Optional
 
 from ...models.conditioning.prompts import SLOT, VALIDATION_PROMPTS
+from ...models.methods.perfusion.config import PerfusionOptions
 from ...utils.config.parsing import Config
 from ...utils.config.values import name_or_path, setting
 from ...utils.devices import device_problems
+from ...utils.errors import shown
 from ...utils.images import SquareMode
 from ...utils.seeds import parse_seeds
 from .options import (
     ConceptDtype,
     LearnableProperty,
     LRSchedule,
+    MaskSource,
     MethodName,
     MixedPrecision,
     NormRule,
+    OutsideMask,
     SuperCategoryRule,
+    Templates,
     Tracker,
 )
 
-COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method")  # rest: neti's
+LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
+STEPS: dict[str, Any] = {"at_most": 10**9, "why": "more would take years"}
+MAX_SAMPLES = 1_000_000  # of one optimizer step
+COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method")
+METHOD_GROUPS = ("perfusion",)  # methods whose keys are a group of their name; the other keys are neti's
 
 
 @dataclass(frozen=True)
@@ -40,9 +51,11 @@ class LogConfig(Config):
     # Folder that holds the runs
     exp_dir: Path = Path("./outputs")
     # Save the concept and the resumable state every this many optimiser steps
-    save_steps: int = setting(250, at_least=1)
+    save_steps: int = setting(250, at_least=1, **STEPS)
     # Folder for TensorBoard, inside the run folder unless absolute
     logging_dir: Path = Path("logs")
+    # Name of the project under which the trackers file the run
+    project: str = "neti"
     # tensorboard, wandb, comet_ml, all or none; metrics.jsonl is written in any case
     report_to: Tracker = Tracker.tensorboard
     # Keep only this many resumable states, the newest ones (concepts are never deleted); unset keeps all
@@ -61,38 +74,78 @@ class LogConfig(Config):
         return self.run_dir / self.logging_dir
 
     def problems(self) -> list[str]:
-        return [] if self.exp_name.strip() else ["log.exp_name is empty; give the run a name"]
+        lines = []
+        run, trackers = (
+            os.path.relpath(path, self.exp_dir).split(os.sep)[0] for path in (self.run_dir, self.tracker_dir)
+        )
+        if not self.exp_name.strip():
+            lines.append("log.exp_name is empty; give the run a name")
+        elif run in (os.curdir, os.pardir):
+            lines.append(f"log.exp_name = {self.exp_name!r} must be a folder in log.exp_dir; change that instead")
+        elif max(len(os.fsencode(part)) for part in Path(self.exp_name).parts) > LONGEST_NAME:
+            lines.append(
+                f"log.exp_name = {shown(self.exp_name)} is longer than a folder's name can be; take a shorter one"
+            )
+        elif trackers == os.pardir and not self.logging_dir.is_absolute():
+            lines.append(
+                f"log.logging_dir = {str(self.logging_dir)!r} leads out of log.exp_dir; if that is meant, write the "
+                "absolute path"
+            )
+        if not self.project.strip(". ") or {"/", "\\"} & {*self.project} or len(self.project) > 100:
+            lines.append(f"log.project = {self.project!r} must be a short name without slashes, such as neti")
+        return lines
 
 
 @dataclass(frozen=True)
 class DataConfig(Config):
     """The images of the concept and the words around it."""
 
-    # Folder with the concept's images, each with an optional caption name.txt that contains {}
+    # Folder with the concept's images, each with an optional caption: name.txt, name.caption or in metadata.jsonl
     train_data_dir: Path
     # The new word for the concept, such as <toy>; must not be in the tokenizer's vocabulary
     placeholder_token: str
     # A word for the kind of thing the concept is; gives the starting embedding and the norm
     super_category_token: str = "object"
     # Threads that read images while the latents are computed; 0 reads them one after another
-    dataloader_num_workers: int = setting(8, at_least=0)
+    dataloader_num_workers: int = setting(8, at_least=0, at_most=1024, why="one process has no more threads")
     # object or style: which templates are trained with
     learnable_property: LearnableProperty = LearnableProperty.object
+    # full: all templates of learnable_property; short: nine that say only "a photo of a {}" in other words
+    templates: Templates = Templates.full
     # An epoch, the unit of shuffling, shows every image this many times
-    repeats: int = setting(100, at_least=1)
+    repeats: int = setting(100, at_least=1, at_most=100_000, why="the order of an epoch is kept in memory")
     # Images are made squares of this many pixels
-    resolution: int = setting(512, at_least=8)
+    resolution: int = setting(512, at_least=8, at_most=8192, why="a step at that size fills every GPU")
     # The same as square_mode: crop
     center_crop: bool = False
     # How an image becomes a square: stretch, crop its centre, or pad with white
     square_mode: SquareMode = SquareMode.stretch
     # single: super_category_token must be one token; mean: the mean over its tokens is taken
     super_category_rule: SuperCategoryRule = SuperCategoryRule.single
+    # Share of the samples that show their image mirrored; 0 for things whose left and right differ, such as writing
+    flip_probability: float = setting(0.5, at_least=0, at_most=1)
+    # Put in front of captions that do not name the concept, such as "a photo of {}, "
+    caption_prefix: str = ""
+    # none; folder: files name-masklabel.png or name_bg.png (or masks_dir); alpha: the images' transparency
+    masks: MaskSource = MaskSource.none
+    # Folder of the masks, which may have the images' own names; unset: they lie beside the images
+    masks_dir: Optional[Path] = None
+    # Weight of the loss outside the mask; unset: 0, or 1 with outside_mask: frozen
+    mask_weight: Optional[float] = setting(None, at_least=0, at_most=1)
+    # ignore: nothing is learned outside the mask; frozen: to predict there what the frozen model predicts
+    outside_mask: OutsideMask = OutsideMask.ignore
 
     @property
     def effective_square_mode(self) -> SquareMode:
         """`square_mode`, with `center_crop` taken into account."""
         return SquareMode.crop if self.center_crop else self.square_mode
+
+    @property
+    def effective_mask_weight(self) -> float:
+        """`mask_weight`, or what it is when unset."""
+        if self.mask_weight is not None:
+            return self.mask_weight
+        return float(self.outside_mask is OutsideMask.frozen)
 
     def problems(self) -> list[str]:
         lines = []
@@ -103,8 +156,30 @@ class DataConfig(Config):
             )
         if not self.super_category_token.strip():
             lines.append("data.super_category_token is empty; give a word such as toy, cat or painting")
+        if self.templates is Templates.short and self.learnable_property is LearnableProperty.style:
+            lines.append("data.templates = short: there are none for styles; leave it out")
         if self.center_crop and self.square_mode is SquareMode.pad:
             lines.append("data.center_crop = true contradicts data.square_mode = pad; leave one of them out")
+        if self.caption_prefix and SLOT not in self.caption_prefix.replace(self.placeholder_token or SLOT, SLOT):
+            lines.append(
+                f"data.caption_prefix = {self.caption_prefix!r} has no {SLOT}; write it where the concept belongs"
+            )
+        return lines + self._mask_problems()
+
+    def _mask_problems(self) -> list[str]:
+        lines = []
+        given = {
+            "masks_dir": self.masks_dir is not None,
+            "mask_weight": self.mask_weight is not None,
+            "outside_mask": self.outside_mask is not OutsideMask.ignore,
+        }
+        unused = [f"data.{name}" for name, is_given in given.items() if is_given]
+        if self.masks is MaskSource.none and unused:
+            lines.append(f"data.masks = none uses no {', '.join(unused)}; write data.masks = folder or alpha")
+        if self.masks is MaskSource.alpha and self.masks_dir is not None:
+            lines.append("data.masks = alpha uses no data.masks_dir; write data.masks = folder")
+        if self.outside_mask is OutsideMask.frozen and self.mask_weight == 0:
+            lines.append("data.outside_mask = frozen needs a data.mask_weight above 0; leave it out for 1")
         return lines
 
 
@@ -137,40 +212,43 @@ class ModelConfig(Config):
     # Bandwidths of the positional encoding: {sigma_t: 0.03, sigma_l: 2.0}
     pe_sigmas: PESigmas = field(default_factory=PESigmas)
     # Random frequencies of the positional encoding, which has a sine and a cosine of each
-    num_pe_frequencies: int = setting(1024, at_least=1)
+    num_pe_frequencies: int = setting(1024, at_least=1, at_most=65_536, why="the concept file would take gigabytes")
     # Timesteps whose encodings, at every layer, start the mapper's input layer
-    num_pe_time_anchors: int = setting(10, at_least=1)
+    num_pe_time_anchors: int = setting(10, at_least=1, at_most=1000, why="there are 1000 timesteps")
     # Also learn the textual bypass vector
     output_bypass: bool = True
     # Revision of the Hugging Face model: a branch, a tag or a commit
     revision: Optional[str] = None
     # Start from this concept (.safetensors, or mapper-steps-N.pt of the public code) and go on counting from its step
     mapper_checkpoint_path: Optional[Path] = None
-    # neti, textual_inversion (one vector) or xti (one vector per cross-attention layer)
+    # neti, textual_inversion (one vector), xti (one vector per cross-attention layer) or perfusion (a rank-one edit)
     method: MethodName = MethodName.neti
     # joint: the public code's rescaling; base: the paper's, of the word half alone
     norm_rule: NormRule = NormRule.joint
     # Length of the textual bypass, as a fraction of the norm of the state it is added to
     bypass_alpha: float = setting(0.2, at_least=0)
     # Hidden units of the mapper, which are also the units a concept can be truncated to
-    mapper_hidden_dim: int = setting(128, at_least=1)
+    mapper_hidden_dim: int = setting(128, at_least=1, at_most=16_384, why="the concept file would take gigabytes")
     # Let the concept depend on the timestep; false is the ablation "space only"
     use_time: bool = True
     # Let the concept depend on the U-Net's layer; false is the ablation "time only"
     use_layer: bool = True
+    # What method perfusion has to set
+    perfusion: PerfusionOptions = field(default_factory=PerfusionOptions)
 
     def problems(self) -> list[str]:
         lines = []
         if not (self.use_time or self.use_layer):
             lines.append("model.use_time and model.use_layer are both false; write model.method: textual_inversion")
-        if self.method != MethodName.neti:
-            defaults = ModelConfig()
-            names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
-            changed = [f"model.{name}" for name in names if getattr(self, name) != getattr(defaults, name)]
-            if changed:
+        defaults = ModelConfig()
+        names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
+        changed = [name for name in names if getattr(self, name) != getattr(defaults, name)]
+        for owner in ("neti", *METHOD_GROUPS):
+            foreign = [f"model.{name}" for name in changed if (name if name in METHOD_GROUPS else "neti") == owner]
+            if foreign and self.method != owner:
                 lines.append(
-                    f"model.method = {self.method} has no {', '.join(changed)}; leave out what belongs to neti, or "
-                    "write model.method: neti"
+                    f"model.method = {self.method} has no {', '.join(foreign)}; leave out what belongs to {owner}, or "
+                    f"write model.method: {owner}"
                 )
         return lines
 
@@ -182,11 +260,11 @@ class EvalConfig(Config):
     # Prompts of the grid, each with {} for the concept; null makes no grids
     validation_prompts: Optional[tuple[str, ...]] = VALIDATION_PROMPTS
     # Images per prompt; must equal the number of validation_seeds
-    num_validation_images: int = setting(4, at_least=1)
+    num_validation_images: int = setting(4, at_least=1, at_most=100, why="no viewer opens a wider grid")
     # Seeds of the images, such as [42, 420] or "0-3"; null takes 0, 1, ... num_validation_images - 1
     validation_seeds: Optional[tuple[int, ...]] = setting((42, 420, 501, 5456), at_least=0, parse=parse_seeds)
     # Make a grid every this many optimiser steps
-    validation_steps: int = setting(100, at_least=1)
+    validation_steps: int = setting(100, at_least=1, **STEPS)
     # Denoising steps per image
     num_denoising_steps: int = setting(50, at_least=1, at_most=1000)
     # Hidden units kept, one grid each; null keeps all, so [null, 16] makes a full and a truncated grid
@@ -222,25 +300,25 @@ class OptimConfig(Config):
     """The optimisation: AdamW on the mapper alone."""
 
     # Optimiser steps in all
-    max_train_steps: int = setting(1_000, at_least=1)
+    max_train_steps: int = setting(1_000, at_least=1, **STEPS)
     # Learning rate, before scale_lr
     learning_rate: float = setting(1e-3, above=0)
     # Multiply the learning rate by batch size, accumulation steps and processes
     scale_lr: bool = True
     # Images per step and process
-    train_batch_size: int = setting(2, at_least=1)
+    train_batch_size: int = setting(2, at_least=1, at_most=4096, why="no GPU holds more at once")
     # Recompute activations in the backward pass: less memory, slower
     gradient_checkpointing: bool = False
     # Compile the U-Net (torch.compile): minutes at the start, faster steps on a GPU
     compile_unet: bool = False
     # Batches whose gradients are added up before an optimiser step
-    gradient_accumulation_steps: int = setting(4, at_least=1)
+    gradient_accumulation_steps: int = setting(4, at_least=1, at_most=MAX_SAMPLES, why="a step would take hours")
     # Seed of all randomness in training; unset draws one and saves it with the run
     seed: Optional[int] = setting(None, at_least=0, at_most=2**63 - 1)
     # constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial
     lr_scheduler: LRSchedule = LRSchedule.constant
     # Optimiser steps over which the learning rate rises from 0 (not for constant)
-    lr_warmup_steps: int = setting(0, at_least=0)
+    lr_warmup_steps: int = setting(0, at_least=0, **STEPS)
     # AdamW's beta 1
     adam_beta1: float = setting(0.9, at_least=0, at_most=0.999999)
     # AdamW's beta 2
@@ -257,12 +335,28 @@ class OptimConfig(Config):
     device: str = "auto"
 
     def problems(self) -> list[str]:
-        return device_problems("optim.device", self.device)
+        lines = device_problems("optim.device", self.device)
+        if (samples := self.train_batch_size * self.gradient_accumulation_steps) > MAX_SAMPLES:
+            lines.append(
+                f"optim.train_batch_size x optim.gradient_accumulation_steps = {samples}: must be at most "
+                f"{MAX_SAMPLES}, or a step would take hours"
+            )
+        if self.lr_warmup_steps and self.lr_scheduler is LRSchedule.constant:
+            lines.append(
+                f"optim.lr_warmup_steps = {self.lr_warmup_steps} does nothing under optim.lr_scheduler = constant; "
+                "write constant_with_warmup, or 0 steps"
+            )
+        return lines
 
 
 @dataclass(frozen=True)
 class RunConfig(Config):
     """One training run."""
+
+    absent: ClassVar[Mapping[str, str]] = {
+        "num_train_epochs": "there are no epochs here; write optim.max_train_steps: epochs x images x data.repeats / "
+        "(train_batch_size x gradient_accumulation_steps x processes)",
+    }
 
     log: LogConfig
     data: DataConfig

@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ...models.conditioning.prompts import SLOT
 from ...models.conditioning.tokens import tokenize
-from ...utils.transfer import to_device
+from ...utils.devices import to_device
 from ..coach.objective import Batch
+from ..config.options import OutsideMask
+from .dataset import ConceptDataset
 from .latents import LatentCache
-from .photos import ConceptDataset
 
 
 def sample_generator(seed: int, sample: int) -> torch.Generator:
@@ -61,11 +62,18 @@ class Batches:
         timesteps = torch.cat([torch.randint(self.num_timesteps, (1,), generator=g) for g in generators])
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         posterior_noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-        latents = self.latents.sample([s.image_id for s in shown], [s.flipped for s in shown], posterior_noise)
+        image_ids, flips = [s.image_id for s in shown], [s.flipped for s in shown]
+        latents, masks = self.latents.sample(image_ids, flips, posterior_noise), self.latents.masks_of(image_ids, flips)
+        config = self.dataset.config
+        plain = None
+        if config.outside_mask is OutsideMask.frozen:
+            plain = [s.text.replace(SLOT, config.super_category_token) for s in shown]
         return Batch(
             latents=to_device(latents, self.device),
             noise=to_device(noise, self.device),
             timesteps=to_device(timesteps, self.device),
             tokens=tokenize(self.tokenizer, [s.text for s in shown], {SLOT: self.positions}),
             generators=generators,
+            weights=None if masks is None else to_device(masks, self.device),
+            plain=plain,
         )

@@ -1,43 +1,41 @@
-"""The concept's images and texts, and which of them each training sample shows."""
+"""The photos of a folder: which of its files they are, and what each of the others is."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, auto
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
-from ...models.conditioning.prompts import OBJECT_TEMPLATES, SLOT, STYLE_TEMPLATES
 from ...utils.errors import UserError
-from ...utils.images import load_image, to_square
-from ..config.options import LearnableProperty
-from ..config.run import DataConfig
+from ...utils.image_formats import foreign_format, is_lfs_pointer, open_image
+from .masks import is_mask
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
-FOREIGN_SUFFIXES = {".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"}
-FLIP_PROBABILITY = 0.5
-_ORDER, _DRAW = 0, 1  # separate streams of randomness for the order of the images and for what a sample draws
-
-
-class Sample(NamedTuple):
-    """One training sample: which image, mirrored or not, and its text with `{}` for the concept."""
-
-    image_id: int
-    flipped: bool
-    text: str
+IMAGE_SUFFIXES = {
+    *{".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif"},
+    *{".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"},
+}
+FOREIGN_SUFFIXES = {
+    *{".heic", ".heif", ".hif", ".jxl", ".psd", ".psb", ".xcf"},
+    *{".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"},  # raw photos of cameras
+}
 
 
-def find_images(folder: Path) -> tuple[list[Path], list[str]]:
-    """The images in a folder in the order of their names, and a note on each other thing that was skipped.
+MASK = "a mask, which data.masks = folder uses"
 
-    Raises UserError if the folder is missing or holds no image, and for photo formats that Pillow cannot read: they
-    were put there to be learned from.
+
+class _Kind(Enum):
+    image = auto()  # or meant to be one: what is broken is named when it is read
+    refused = auto()  # meant as a photo, but it cannot be one
+    other = auto()
+
+
+def find_images(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The photos of a folder in the order of their names, and what everything else in it is: path -> a few words.
+
+    Content decides, so a JPEG named .heic is a photo. Masks are none, see `masks.is_mask`. Raises UserError if the
+    folder is missing or holds no photo, for formats of photos that are not read, and for links that lead nowhere: all
+    these were put there to be learned from.
     """
     try:
         entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
@@ -47,140 +45,72 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
         raise UserError(f"{folder} is a file; data.train_data_dir must be the folder that holds the images") from None
     except OSError as error:
         raise UserError(f"the image folder {folder} cannot be read: {error.strerror}") from None
-    paths = [entry for entry in entries if _is_image(entry)]
-    if foreign := [entry.name for entry in entries if _is_visible_file(entry) and _suffix(entry) in FOREIGN_SUFFIXES]:
-        raise UserError(f"{folder}: {', '.join(foreign)} cannot be read here; convert to JPEG or PNG")
+    found = {entry: _examine(entry) for entry in entries}
+    if refused := [f"{entry} {words}" for entry, (kind, words) in found.items() if kind is _Kind.refused]:
+        raise UserError("\n".join(refused))
+    stems = {entry.stem for entry, (kind, _) in found.items() if kind is _Kind.image}
+    paths = [entry for entry, (kind, _) in found.items() if kind is _Kind.image and not is_mask(entry, stems)]
     if not paths:
-        found = f"only {', '.join(entry.name for entry in entries[:5])}" if entries else "it is empty"
-        raise UserError(
-            f"the image folder {folder} holds no image ({found}); put three to five images of the concept there"
-        )
-    captions = {path.with_suffix(".txt") for path in paths}
-    notes = [
-        f"skipped {entry.name}: {'a folder' if entry.is_dir() else 'not an image'}"
-        for entry in entries
-        if entry not in paths and entry not in captions
-    ]
-    return paths, notes
+        raise UserError(_no_image(folder, entries))
+    return paths, {
+        entry: words or "a mask, which data.masks = folder uses"
+        for entry, (_, words) in found.items()
+        if entry not in paths
+    }
 
 
-class ConceptDataset:
-    """Images of one concept. What sample number i shows is a pure function of (seed, i).
-
-    So a run resumes exactly at any position, and several processes that share the numbers of a batch out among them
-    see together what one process would see. Numbers count samples, not batches, from 0 and without end.
-    """
-
-    def __init__(self, config: DataConfig, seed: int) -> None:
-        self.config = config
-        self.seed = seed
-        self.paths, self.notes = find_images(config.train_data_dir)
-        self.captions = [_read_caption(path.with_suffix(".txt")) for path in self.paths]
-        is_style = config.learnable_property is LearnableProperty.style
-        self.templates = STYLE_TEMPLATES if is_style else OBJECT_TEMPLATES
-
-    def __len__(self) -> int:
-        """The number of images."""
-        return len(self.paths)
-
-    @property
-    def epoch_length(self) -> int:
-        """Samples per epoch; within one, every image is shown `repeats` times in shuffled order."""
-        return len(self.paths) * self.config.repeats
-
-    @property
-    def texts(self) -> list[str]:
-        """Every text that a sample may carry, once each, with `{}` for the concept."""
-        texts = [caption for caption in self.captions if caption is not None]
-        if len(texts) < len(self.captions):
-            texts += self.templates
-        return list(dict.fromkeys(texts))
-
-    def sample(self, index: int) -> Sample:
-        """Sample number `index`: an image, a fair coin for mirroring, and the image's caption or a random template."""
-        epoch, position = divmod(index, self.epoch_length)
-        order = _shuffled(self.seed, epoch, self.epoch_length)
-        image_id = int(order[position]) % len(self.paths)
-        draw = np.random.default_rng((self.seed, _DRAW, index))
-        flipped = bool(draw.random() < FLIP_PROBABILITY)
-        template = self.templates[int(draw.integers(len(self.templates)))]
-        text = self.captions[image_id] or template
-        return Sample(image_id, flipped, text)
-
-    def pixels(self, image_ids: Sequence[int]) -> Tensor:
-        """The square images [B,3,S,S], not mirrored, in -1..1. UserError lists every image that cannot be read."""
-        return torch.stack([_to_tensor(image) for image in self._read(image_ids)])
-
-    def check_images(self, chunk: int = 16) -> None:
-        """Open every image; one UserError names all that cannot be read, a line each."""
-        problems = []
-        for start in range(0, len(self), chunk):
-            try:
-                self._read(range(start, min(start + chunk, len(self))))
-            except UserError as error:
-                problems.append(str(error))
-        if problems:
-            raise UserError("\n".join(problems))
-
-    def _read(self, image_ids: Sequence[int]) -> list[Image.Image]:
-        paths = [self.paths[image_id] for image_id in image_ids]
-        if self.config.dataloader_num_workers == 0:
-            results = [self._read_one(path) for path in paths]
-        else:
-            with ThreadPoolExecutor(self.config.dataloader_num_workers) as pool:
-                results = list(pool.map(self._read_one, paths))
-        if problems := [str(result) for result in results if isinstance(result, UserError)]:
-            raise UserError("\n".join(problems))
-        return [result for result in results if isinstance(result, Image.Image)]
-
-    def _read_one(self, path: Path) -> Image.Image | UserError:
-        try:
-            return to_square(load_image(path), self.config.resolution, self.config.effective_square_mode)
-        except UserError as error:
-            return error
-
-
-def _is_visible_file(entry: Path) -> bool:
-    # hidden files include macOS's ._photo.jpg, which carries a photo's name and holds none
-    return not entry.name.startswith(".") and entry.is_file()
-
-
-def _suffix(entry: Path) -> str:
-    return entry.suffix.lower()
-
-
-def _is_image(entry: Path) -> bool:
-    if not _is_visible_file(entry) or _suffix(entry) in FOREIGN_SUFFIXES:  # raw photos may pass for TIFF
-        return False
-    if _suffix(entry) in IMAGE_SUFFIXES:
-        return True
+def _examine(entry: Path) -> tuple[_Kind, str]:
+    """What a folder's entry is, and that in words: none for an image, what to do about it for what is refused."""
+    suffix = entry.suffix.lower()
+    meant = suffix in IMAGE_SUFFIXES | FOREIGN_SUFFIXES
+    if entry.name.startswith("."):  # macOS's ._photo.jpg carries a photo's name and holds none
+        return _Kind.other, "not an image"
+    if entry.is_dir():
+        inside = _images_inside(entry)
+        return _Kind.other, f"a folder, whose {inside} images are not used" if inside else "a folder"
+    if entry.is_symlink() and not entry.exists():
+        words = f"is a link to {entry.readlink()}, which does not exist; copy the photo itself there"
+        return (_Kind.refused, words) if meant else (_Kind.other, "a link that leads nowhere")
+    if not entry.is_file():
+        return _Kind.other, "not a file"
     try:
-        with Image.open(entry, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")):
-            return True  # an image under another name, as downloads often are
-    except (UnidentifiedImageError, OSError):
-        return False
+        foreign, pointer = foreign_format(entry), is_lfs_pointer(entry)
+    except OSError:
+        return (_Kind.image, "") if meant else (_Kind.other, "a file that cannot be opened")
+    content = _content(entry)
+    if foreign:
+        return _Kind.refused, f"cannot be read here: its format is {foreign}; convert it to JPEG or PNG"
+    if suffix in FOREIGN_SUFFIXES and content in (None, "TIFF") and not pointer:  # a raw photo passes for a TIFF
+        return _Kind.refused, "cannot be read here; convert it to JPEG or PNG"
+    return (_Kind.image, "") if content or meant else (_Kind.other, "not an image")
 
 
-def _read_caption(path: Path) -> str | None:
-    """The caption beside an image, on one line; None if there is none. UserError if it has no `{}` for the concept."""
-    if not path.is_file():
+def _content(entry: Path) -> str | None:
+    """The format of what a file holds, by Pillow's name; None if that is no image."""
+    try:
+        with open_image(entry) as image:
+            return None if image.format == "PPM" else image.format  # its two letters may begin any text
+    except Image.DecompressionBombError:
+        return "too large"
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         return None
+
+
+def _images_inside(folder: Path) -> int:
+    """How many files of a folder are named as images; 0 if it cannot be listed."""
     try:
-        caption = " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError:
-        raise UserError(f"the caption {path} is not UTF-8 text; save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"the caption {path} cannot be read: {error.strerror}") from None
-    if SLOT not in caption:
-        raise UserError(f"the caption {path} ({caption!r}) has no {SLOT}; write {SLOT} where the concept belongs")
-    return caption
+        return sum(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir())
+    except OSError:
+        return 0
 
 
-@functools.lru_cache(maxsize=2)
-def _shuffled(seed: int, epoch: int, length: int) -> np.ndarray:
-    return np.random.default_rng((seed, _ORDER, epoch)).permutation(length)
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    """RGB image to [3,H,W] in -1..1."""
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1)
+def _no_image(folder: Path, entries: list[Path]) -> str:
+    """The error for a folder without images; it names the subfolders that hold some."""
+    counts = {entry.name: _images_inside(entry) for entry in entries if entry.is_dir()}
+    if inside := [f"{name!r} holds {count}" for name, count in counts.items() if count]:
+        return (
+            f"the image folder {folder} holds no image itself, but its folder {', '.join(inside[:5])}; give the folder "
+            "that holds the images as data.train_data_dir"
+        )
+    found = f"only {', '.join(entry.name for entry in entries[:5])}" if entries else "it is empty"
+    return f"the image folder {folder} holds no image ({found}); put three to five images of the concept there"

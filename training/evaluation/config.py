@@ -1,6 +1,7 @@
 # ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
 """Every setting of `scripts/compute_metrics.py`."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -12,9 +13,12 @@ from ...utils.devices import device_problems
 from .rows import PROMPT_ONLY, TRAINING_IMAGES
 from .scores import PlaceholderRule
 
-CONCEPT_COLUMNS = "name | super-category word | folder of its training images"
-RUN_COLUMNS = "method | concept | folder that scripts/inference.py wrote"
-PROMPT_ONLY_COLUMNS = "concept | folder of images generated with the word alone"
+COLUMNS = {  # key -> what its entries read
+    "concepts": "name | super-category word | folder of its training images",
+    "runs": "method | concept | folder of generated images",
+    "prompt_only": "concept | folder of images generated with the word alone",
+    "references": "concept | folder of pictures of it that it was not trained on",
+}
 
 
 class ConceptSource(NamedTuple):
@@ -35,26 +39,28 @@ class RunSource(NamedTuple):
 
 @dataclass(frozen=True)
 class MetricsConfig(Config):
-    """One call of `scripts/compute_metrics.py`. Entries of the first three keys are columns with | between them."""
+    """One call of `scripts/compute_metrics.py`. Entries of the first four keys are columns with | between them."""
 
     # The concepts, each "name | super-category word | folder of its training images"
     concepts: tuple[str, ...] = ()
-    # What is measured, each "method | concept | folder that scripts/inference.py wrote"; folders of the same method
-    # and concept are taken together, all truncations in them are told apart
+    # What is measured, each "method | concept | folder of generated images", of scripts/inference.py or another tool;
+    # folders of the same method and concept are taken together, all truncations in them are told apart
     runs: tuple[str, ...] = ()
-    # Upper rail of text similarity, each "concept | folder of images generated with the super-category word alone"
+    # Upper bound of text similarity, each "concept | folder of images generated with the super-category word alone"
     prompt_only: tuple[str, ...] = ()
+    # Image similarity to other pictures too, each "concept | folder of pictures of it that it was not trained on"
+    references: tuple[str, ...] = ()
     # Where metrics.json, metrics.csv and metrics.png go; earlier ones are replaced
     output_dir: Path = Path("./outputs/metrics")
-    # The judge: a CLIP model by Hugging Face name or local folder; "miniature-judge" is the one bundled here
+    # The metric model: a CLIP by Hugging Face name or local folder; "miniature-judge" is the one bundled here
     judge: str = setting("openai/clip-vit-base-patch32", parse=name_or_path)
-    # Revision of the judge: a branch, a tag or a commit
+    # Revision of the metric model: a branch, a tag or a commit
     judge_revision: Optional[str] = None
     # Also measure image similarity with this DINO or ViT, such as facebook/dino-vits16; unset: do not
     dino: Optional[str] = setting(None, parse=name_or_path)
     # In the text an image is compared with, the placeholder is removed or replaced by the super-category word
     placeholder: PlaceholderRule = PlaceholderRule.removed
-    # How images are made as small as the judge's input: pil (antialiased) or tensor (bicubic, not antialiased)
+    # How images are made as small as the metric model's input: pil (antialiased) or tensor (bicubic, not antialiased)
     resizing: Resizing = Resizing.pil
     # Resamples behind each interval
     bootstrap_samples: int = setting(1000, at_least=100, at_most=100_000)
@@ -62,7 +68,7 @@ class MetricsConfig(Config):
     bootstrap_seed: int = setting(0, at_least=0)
     # Where features are kept for the next call, by the content of the images; null keeps none
     cache_dir: Optional[Path] = Path("./outputs/feature_cache")
-    # Images judged together
+    # Images looked at together
     batch_size: int = setting(32, at_least=1)
     # auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N
     device: str = "auto"
@@ -84,28 +90,46 @@ class MetricsConfig(Config):
         """`prompt_only`, column by column, as runs of the method "prompt only"."""
         return [RunSource(PROMPT_ONLY, concept, Path(folder)) for concept, folder in map(_columns, self.prompt_only)]
 
+    @property
+    def reference_folders(self) -> dict[str, Path]:
+        """Concept -> the folder of its references."""
+        return {concept: Path(folder) for concept, folder in map(_columns, self.references)}
+
     def problems(self) -> list[str]:
         lines = device_problems("device", self.device)
-        for key, columns in (("concepts", CONCEPT_COLUMNS), ("runs", RUN_COLUMNS)):
-            if not getattr(self, key):
-                lines.append(f'no {key} given; write {key}: ["{columns}"]')
-        shapes = (("concepts", CONCEPT_COLUMNS), ("runs", RUN_COLUMNS), ("prompt_only", PROMPT_ONLY_COLUMNS))
-        for key, columns in shapes:
-            for entry in getattr(self, key):
-                if len(_columns(entry)) != columns.count("|") + 1 or not all(_columns(entry)):
-                    lines.append(f'{key}: {entry!r} must read "{columns}"')
+        lines += [
+            f'no {key} given; write {key}: ["{COLUMNS[key]}"]' for key in ("concepts", "runs") if not getattr(self, key)
+        ]
+        for key, columns in COLUMNS.items():
+            lines += columns_problems(key, getattr(self, key), columns)
         if lines:
             return lines
+        lines += repeated_problems("concepts", [concept.name for concept in self.concept_sources])
+        lines += repeated_problems("references", [_columns(entry)[0] for entry in self.references])
         names = [concept.name for concept in self.concept_sources]
-        lines += [f"concepts: {name!r} is there twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-        for run in [*self.run_sources, *self.prompt_only_sources]:
-            if run.concept not in names:
-                key = "prompt_only" if run.method == PROMPT_ONLY else "runs"
-                lines.append(f"{key}: {run.concept!r} ({run.folder}) is not among concepts: {', '.join(names)}")
+        for key, place in (("runs", 1), ("prompt_only", 0), ("references", 0)):
+            for entry in map(_columns, getattr(self, key)):
+                if entry[place] not in names:
+                    lines.append(f"{key}: {entry[place]!r} ({entry[-1]}) is not among concepts: {', '.join(names)}")
         for run in self.run_sources:
             if run.method in (TRAINING_IMAGES, PROMPT_ONLY):
-                lines.append(f"runs: {run.method!r} is the name of a rail; call the method otherwise")
+                lines.append(f"runs: {run.method!r} is the name of an upper bound; call the method otherwise")
         return lines
+
+
+def columns_problems(key: str, entries: Iterable[str], columns: str) -> list[str]:
+    """One line for each entry that does not have the columns, all of them filled."""
+    count = columns.count("|") + 1
+    return [
+        f'{key}: {entry!r} must read "{columns}"'
+        for entry in entries
+        if len(_columns(entry)) != count or not all(_columns(entry))
+    ]
+
+
+def repeated_problems(key: str, names: Sequence[str]) -> list[str]:
+    """One line for each name that is there twice."""
+    return [f"{key}: {name!r} is there twice" for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
 def _columns(entry: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `scripts/compute_metrics.py` does with its config: find the images, judge them, and put the numbers in rows."""
+"""What `scripts/compute_metrics.py` does with its config: find the images, score them, and put the numbers in rows."""
 
 from __future__ import annotations
 
@@ -7,88 +7,88 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...models.conditioning.prompts import SLOT
-from ...models.judging.cache import FeatureCache, file_features
-from ...models.judging.judge import CLIPJudge, ImageJudge
+from ...models.judging.cache import Picture
+from ...models.judging.metric_model import CLIPMetricModel, MetricModel
 from ...utils.devices import pick_device
 from ...utils.errors import UserError
+from ...utils.statistics import Bootstrap
 from ..data.photos import find_images
 from .config import MetricsConfig, RunSource
-from .generated_images import GeneratedImage, GeneratedSet, read_generated
-from .protocol import protocol
-from .report import Report
-from .rows import TRAINING_IMAGES, Cell, Kind, metric_rows, unequal_sets
-from .scores import (
-    DINO,
-    DIVERSITY,
-    IMAGE,
-    TEXT,
-    Bootstrap,
-    Scores,
-    diversity,
-    image_scores,
-    joined,
-    judged_text,
-    text_scores,
-)
+from .images import GeneratedImage, GeneratedSet, read_generated
+from .report import Report, bootstrap_protocol, require_replaceable
+from .rows import TRAINING_IMAGES, Kind, ScoredSet, metric_rows, unequal_sets
+from .scorer import ConceptPictures, Scorer
+from .scores import IMAGE, joined
 
-Features = dict[Path, dict[str, np.ndarray]]  # image file -> metric -> its unit feature [D]
+Sets = dict[tuple[str, str], GeneratedSet]  # (method, concept) -> the images of all its folders
 
 
 class Evaluation:
-    """One measurement. Making the object reads all folders and recipes; `report` loads the judge and measures.
+    """One measurement. Making the object reads all folders and prompts; `report` loads the models and measures.
 
-    Raises UserError for a device that is not there, a missing folder, one without images or without recipes, images of
-    several concepts in one entry, and a prompt-only image whose prompt no run has.
+    Raises UserError for a device that is not there, a missing folder, one without images or without prompts, images of
+    several concepts in one entry, a prompt-only image whose prompt no run has, and files of others under the names of
+    the results.
     """
 
     def __init__(self, config: MetricsConfig) -> None:
         self.config = config
+        require_replaceable(config.output_dir)
         self.device = pick_device(config.device)
-        self.concepts = {concept.name: concept for concept in config.concept_sources}
-        self.training = {name: _training_images(concept.folder) for name, concept in self.concepts.items()}
+        self.concepts = {
+            concept.name: ConceptPictures(
+                concept.super_category,
+                _pictures("concepts", concept.folder),
+                _pictures("references", folder) if (folder := config.reference_folders.get(concept.name)) else (),
+            )
+            for concept in config.concept_sources
+        }
         self.runs = _read(config.run_sources)
         self.prompts = {
             name: list(dict.fromkeys(p for (_, c), images in self.runs.items() if c == name for p in images.prompts))
             for name in self.concepts
         }
-        self.prompt_only = {
-            place: self._with_slot(place[1], images) for place, images in _read(config.prompt_only_sources).items()
+        self.bounds = {
+            place: self._with_slot(place[1], images)
+            for place, images in _read(config.prompt_only_sources, plain=True).items()
         }
 
     @property
-    def paths(self) -> list[Path]:
-        """Every image file that is measured, once."""
-        sets = [*self.runs.values(), *self.prompt_only.values()]
-        generated = (image.path for images in sets for image in images.images)
-        return list(dict.fromkeys([*(path for paths in self.training.values() for path in paths), *generated]))
-
-    @property
     def num_features(self) -> int:
-        """How many images will be judged, by all judges together."""
-        return len(self.paths) * (2 if self.config.dino else 1)
+        """How many images will be looked at, by all metric models together."""
+        generated = sum(len(images.images) for images in [*self.runs.values(), *self.bounds.values()])
+        models = 2 if self.config.dino else 1
+        compared = self.concepts.values()
+        return models * (generated + sum(len(c.photos) for c in compared)) + sum(len(c.references) for c in compared)
 
     def report(self, on_images: Callable[[int], object] | None = None) -> Report:
-        """Judge all images and texts. on_images(n): called when n more images are done.
+        """Score all images. on_images(n): called when n more are done.
 
-        Raises UserError for a judge that cannot be loaded and a cache that cannot be written to.
+        Raises UserError for a metric model that cannot be loaded and a cache that cannot be written to.
         """
         config = self.config
         place: dict[str, Any] = {"resizing": config.resizing, "device": self.device}
-        judge = CLIPJudge.from_pretrained(config.judge, revision=config.judge_revision, key="judge", **place)
-        dino = ImageJudge.from_pretrained(config.dino, key="dino", **place) if config.dino else None
-        features: Features = {path: {} for path in self.paths}
-        for metric, model in {IMAGE: judge, DINO: dino}.items():
-            if model is not None:
-                cache = FeatureCache(config.cache_dir, model)
-                found = file_features(model, self.paths, cache, config.batch_size, on_images).numpy()
-                for path, feature in zip(self.paths, found, strict=True):
-                    features[path][metric] = feature
-        cells = self._cells(features, self._text_features(judge))
-        rows = metric_rows(cells, Bootstrap(config.bootstrap_samples, config.bootstrap_seed))
-        return Report(protocol(config, judge, dino, str(self.device)), self._sources(), rows, self._notes(cells))
+        clip = CLIPMetricModel.from_pretrained(config.judge, revision=config.judge_revision, key="judge", **place)
+        dino = MetricModel.from_pretrained(config.dino, key="dino", **place) if config.dino else None
+        scorer = Scorer(
+            self.concepts,
+            clip,
+            dino,
+            placeholder=config.placeholder,
+            cache_dir=config.cache_dir,
+            batch_size=config.batch_size,
+            on_images=on_images,
+        )
+        sets = self._scored(scorer)
+        bootstrap = Bootstrap(config.bootstrap_samples, config.bootstrap_seed)
+        protocol = {
+            **scorer.protocol,
+            "judge_revision": config.judge_revision,
+            "concepts": list(self.concepts),
+            **bootstrap_protocol(bootstrap),
+        }
+        return Report(protocol, self._sources(), metric_rows(sets, bootstrap), self._notes(sets))
 
     def _with_slot(self, concept: str, images: GeneratedSet) -> GeneratedSet:
         """The prompt-only images under the prompts of the runs, whose `{}` they fill with the super-category word."""
@@ -109,32 +109,22 @@ class Evaluation:
         renamed = [replace(image, prompt=filled.get(image.prompt, image.prompt)) for image in images.images]
         return replace(images, images=renamed)
 
-    def _text_features(self, judge: CLIPJudge) -> dict[tuple[str, str], np.ndarray]:
-        """(concept, prompt) -> unit feature [D] of the text that the prompt's images are compared with."""
-        places = [(name, prompt) for name, prompts in self.prompts.items() for prompt in prompts]
-        texts = [judged_text(p, self.config.placeholder, self.concepts[c].super_category) for c, p in places]
-        return dict(zip(places, judge.text_features(texts).numpy(), strict=True))
-
-    def _cells(self, features: Features, texts: dict[tuple[str, str], np.ndarray]) -> list[Cell]:
-        """The scores of every run at every truncation, then of the rails."""
-        cells = []
-        for kind, sets in ((Kind.run, self.runs), (Kind.rail, self.prompt_only)):
-            for (method, concept), images in sets.items():
-                training = _stacked(features, self.training[concept])
+    def _scored(self, scorer: Scorer) -> list[ScoredSet]:
+        """The scores of every run at every truncation, then of the upper bounds."""
+        sets = []
+        for kind, read in ((Kind.run, self.runs), (Kind.bound, self.bounds)):
+            for (method, concept), images in read.items():
                 for truncation in images.truncations:
-                    by_prompt = {}
-                    for prompt, paths in _by_prompt(images.images, truncation).items():
-                        shown = _stacked(features, paths)
-                        by_prompt[prompt] = (len(paths), _scores(shown, training, [texts[concept, prompt]]))
+                    paths = _by_prompt(images.images, truncation)
+                    by_prompt = {p: (len(paths[p]), s) for p, s in scorer.generated(concept, paths).items()}
                     count = sum(number for number, _ in by_prompt.values())
                     overall = joined([scores for _, scores in by_prompt.values()])
-                    cells.append(Cell(kind, method, concept, truncation, count, overall, by_prompt))
-        for concept, paths in self.training.items():
-            if self.prompts[concept]:
-                training = _stacked(features, paths)
-                scores = _scores(training, training, [texts[concept, prompt] for prompt in self.prompts[concept]])
-                cells.append(Cell(Kind.rail, TRAINING_IMAGES, concept, None, len(paths), scores, {}))
-        return cells
+                    sets.append(ScoredSet(kind, method, concept, truncation, count, overall, by_prompt))
+        for concept, prompts in self.prompts.items():
+            if prompts:
+                scores = scorer.photos(concept, prompts)
+                sets.append(ScoredSet(Kind.bound, TRAINING_IMAGES, concept, None, len(scores[IMAGE]), scores, {}))
+        return sets
 
     def _sources(self) -> dict[str, Any]:
         """What was read: the concepts, and the generated sets with what their recipes have in common."""
@@ -144,38 +134,45 @@ class Evaluation:
                 "method": source.method,
                 "concept": source.concept,
                 "folder": str(source.folder),
-                "recipe": {**self.runs, **self.prompt_only}[source.method, source.concept].recipe,
+                "recipe": {**self.runs, **self.bounds}[source.method, source.concept].recipe,
             }
             for source in [*config.run_sources, *config.prompt_only_sources]
         ]
-        concepts = [
-            {**concept._asdict(), "folder": str(concept.folder), "images": [path.name for path in self.training[name]]}
-            for name, concept in self.concepts.items()
-        ]
+        concepts = []
+        for concept in config.concept_sources:
+            pictures = self.concepts[concept.name]
+            names = {
+                "images": [picture.path.name for picture in pictures.photos],
+                "references": [str(picture.path) for picture in pictures.references],
+            }
+            concepts.append({**concept._asdict(), "folder": str(concept.folder), **names})
         return {"concepts": concepts, "generated": entries}
 
-    def _notes(self, cells: list[Cell]) -> list[str]:
-        sets = {**self.runs, **self.prompt_only}
-        withheld = [
-            f"{method}, {concept}: {images.withheld} images that the safety checker withheld are left out"
-            for (method, concept), images in sets.items()
-            if images.withheld
-        ]
-        return withheld + unequal_sets(cells)
+    def _notes(self, sets: list[ScoredSet]) -> list[str]:
+        notes = []
+        for (method, concept), images in {**self.runs, **self.bounds}.items():
+            about = f"{method}, {concept}: "
+            if images.withheld:
+                notes.append(f"{about}{images.withheld} images that the safety checker withheld are left out")
+            if images.skipped:
+                notes.append(f"{about}{len(images.skipped)} grids are left out, such as {images.skipped[0].name}")
+            if not images.recipe:
+                first = images.images[0]
+                notes.append(f"{about}images of another tool; the prompt of {first.path} is read as {first.prompt!r}")
+        return notes + unequal_sets(sets)
 
 
-def _training_images(folder: Path) -> list[Path]:
+def _pictures(key: str, folder: Path) -> list[Picture]:
     if not folder.is_dir():
-        raise UserError(f"the folder of training images {folder} does not exist; check concepts")
-    return find_images(folder)[0]
+        raise UserError(f"the folder of pictures {folder} does not exist; check {key}")
+    return [Picture(path) for path in find_images(folder)[0]]
 
 
-def _read(sources: Iterable[RunSource]) -> dict[tuple[str, str], GeneratedSet]:
-    """(method, concept) -> the images of all its folders."""
+def _read(sources: Iterable[RunSource], plain: bool = False) -> Sets:
     folders: dict[tuple[str, str], list[Path]] = {}
     for source in sources:
         folders.setdefault((source.method, source.concept), []).append(source.folder)
-    return {place: read_generated(paths) for place, paths in folders.items()}
+    return {place: read_generated(paths, plain) for place, paths in folders.items()}
 
 
 def _by_prompt(images: Iterable[GeneratedImage], truncation: int | None) -> dict[str, list[Path]]:
@@ -184,20 +181,3 @@ def _by_prompt(images: Iterable[GeneratedImage], truncation: int | None) -> dict
         if image.truncation == truncation:
             paths.setdefault(image.prompt, []).append(image.path)
     return paths
-
-
-def _stacked(features: Features, paths: Iterable[Path]) -> dict[str, np.ndarray]:
-    """Metric -> features [N,D] of the files."""
-    rows = [features[path] for path in paths]
-    return {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
-
-
-def _scores(shown: dict[str, np.ndarray], training: dict[str, np.ndarray], texts: list[np.ndarray]) -> Scores:
-    """The scores of images that stand for each of the texts: one text for generated ones, all prompts for photos."""
-    spread = diversity(shown[IMAGE])
-    similarities = {metric: image_scores(shown[metric], training[metric]) for metric in shown}
-    return {
-        **similarities,
-        TEXT: np.mean([text_scores(shown[IMAGE], text) for text in texts], axis=0),
-        DIVERSITY: np.array([] if spread is None else [spread]),
-    }

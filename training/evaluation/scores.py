@@ -1,13 +1,12 @@
-"""CLIP metrics as pure functions of unit feature matrices: the protocol of Textual Inversion, with intervals.
+"""The metrics as pure functions of unit feature matrices: the protocol of Textual Inversion, and what it leaves out.
 
-N generated images, M training images, D feature width. A *score* is what one independent unit (an image, or for
-diversity a prompt) contributes; a metric is the mean of its scores, and the bootstrap resamples the scores.
+N generated images, M photos, D feature width. A *score* is what one independent unit (an image, or for diversity a
+prompt) contributes; a metric is the mean of its scores, and the bootstrap resamples the scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,35 +14,41 @@ from ...models.conditioning.prompts import SLOT
 from ...utils.config.choices import Choice
 
 IMAGE, TEXT, DIVERSITY, DINO = "image_similarity", "text_similarity", "diversity", "dino_similarity"
-METRICS = (IMAGE, TEXT, DIVERSITY, DINO)
-CONFIDENCE = 0.95
+REFERENCE, MASKED, IDENTITY = "reference_similarity", "masked_similarity", "identity_share"
+METRICS = (IMAGE, TEXT, DIVERSITY, DINO, REFERENCE, MASKED, IDENTITY)
 
 Scores = Mapping[str, np.ndarray]  # metric -> one score per unit
 
 
 class PlaceholderRule(Choice):
-    """What stands in the judged text where the concept stood in the prompt."""
+    """What stands, where the concept stood in the prompt, in the text that an image is compared with."""
 
     removed = "removed"  # nothing: "A photo of  on a beach", the definition of Textual Inversion
     replaced = "replaced"  # the super-category word: "A photo of toy on a beach"
 
 
-def judged_text(prompt: str, rule: PlaceholderRule, super_category: str) -> str:
+def compared_text(prompt: str, rule: PlaceholderRule, super_category: str) -> str:
     """The text that an image of `prompt` (with `{}` for the concept) is compared with."""
     return prompt.replace(SLOT, "" if rule is PlaceholderRule.removed else super_category)
 
 
-def image_scores(generated: np.ndarray, training: np.ndarray) -> np.ndarray:
-    """[N,D], [M,D] -> [N]: each generated image's mean cosine with all training images.
+def image_scores(generated: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    """[N,D], [M,D] -> [N]: each generated image's mean cosine with all photos.
 
-    Their mean is the image similarity: the mean over all training x generated pairs.
+    Their mean is the image similarity: the mean over all photo x generated pairs.
     """
-    return generated.astype(np.float64) @ training.astype(np.float64).mean(axis=0)
+    return generated.astype(np.float64) @ photos.astype(np.float64).mean(axis=0)
 
 
 def text_scores(generated: np.ndarray, text: np.ndarray) -> np.ndarray:
     """[N,D], [D] -> [N]: each image's cosine with the prompt's text."""
     return generated.astype(np.float64) @ text.astype(np.float64)
+
+
+def identity_scores(generated: np.ndarray, own: str, concepts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[N,D], concept -> [M,D] -> [N]: 1.0 where the concept whose photos are most similar, on average, is `own`."""
+    similarities = np.stack([image_scores(generated, photos) for photos in concepts.values()])
+    return (similarities.argmax(axis=0) == list(concepts).index(own)).astype(np.float64)
 
 
 def diversity(images: np.ndarray) -> float | None:
@@ -60,50 +65,3 @@ def diversity(images: np.ndarray) -> float | None:
 def joined(parts: Sequence[Scores]) -> dict[str, np.ndarray]:
     """The scores of several prompts as those of one set of images."""
     return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and the ends of its 95% interval; None where a single unit tells nothing about the spread."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """Percentile intervals from `samples` resamples. The same seed and scores give the same interval, in any order."""
-
-    samples: int = 1000
-    seed: int = 0
-
-    def estimate(self, scores: np.ndarray) -> Estimate:
-        """Mean of the scores [N] and its interval over units drawn with replacement."""
-        mean = float(scores.mean())
-        if len(scores) < 2:
-            return Estimate(mean)
-        return self._interval(mean, self._resampled(scores, np.random.default_rng(self.seed)))
-
-    def estimate_over_groups(self, groups: Sequence[np.ndarray]) -> Estimate:
-        """Mean over groups (concepts) of their means, each group counting the same.
-
-        Two levels are resampled: the groups, and within every drawn group its units.
-        """
-        random = np.random.default_rng(self.seed)
-        mean = float(np.mean([scores.mean() for scores in groups]))
-        if len(groups) < 2:
-            raise ValueError("an interval over groups needs at least two of them")
-        means = np.stack([self._resampled(scores, random) for scores in groups])  # [G, samples]
-        drawn = random.integers(len(groups), size=(self.samples, len(groups)))
-        # a group that is drawn twice is resampled twice: each draw takes its mean from a resample of its own
-        resample = random.integers(self.samples, size=drawn.shape)
-        return self._interval(mean, means[drawn, resample].mean(axis=1))
-
-    def _resampled(self, scores: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        drawn = random.integers(len(scores), size=(self.samples, len(scores)))
-        return scores[drawn].mean(axis=1)
-
-    def _interval(self, mean: float, means: np.ndarray) -> Estimate:
-        low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return Estimate(mean, float(low), float(high))

@@ -15,7 +15,7 @@ import enum
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import pyrallis
 import yaml
@@ -23,6 +23,7 @@ from pyrallis.argparsing import ArgumentParser
 
 from ..errors import UserError, shown
 from ..files import user_path
+from ..image_files import write_atomically
 from .values import convert, range_problem
 from .yaml_text import load_yaml, parse_flow
 
@@ -32,7 +33,12 @@ MAX_PROBLEMS = 20  # a file that is no config at all would fill the screen
 
 
 class Config:
-    """Base of every config dataclass. Ranges stand with the fields (`setting`), checks across fields in `problems`."""
+    """Base of every config dataclass. Ranges stand with the fields (`setting`), checks across fields in `problems`.
+
+    absent: keys that users of other programs look for -> what to write instead.
+    """
+
+    absent: ClassVar[Mapping[str, str]] = {}
 
     def problems(self) -> list[str]:
         """One line for each combination of this config's values that makes no sense."""
@@ -67,28 +73,28 @@ def parse_config(config_class: type[C], argv: Sequence[str]) -> C:
     return config
 
 
-def to_plain_dict(config: Any) -> Any:
-    """A config as nested dicts, lists, strings, numbers, booleans and None, ready for JSON or YAML."""
+def to_plain_dict(config: Any, *, names_only: bool = False) -> Any:
+    """A config as nested dicts, lists, strings, numbers, booleans and None, ready for JSON or YAML.
+
+    names_only: of paths, keep the last part, for files that are made to be shared.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {field.name: to_plain_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if isinstance(config, enum.Enum):
         return config.name
     if isinstance(config, Path):
-        return str(config)
+        return config.name if names_only else str(config)
     if isinstance(config, Mapping):
-        return {name: to_plain_dict(value) for name, value in config.items()}
+        return {name: to_plain_dict(value, names_only=names_only) for name, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return [to_plain_dict(item) for item in config]
+        return [to_plain_dict(item, names_only=names_only) for item in config]
     return config
 
 
-def save_yaml(config: Config, path: Path | str) -> None:
-    """Write a config as YAML that `parse_config` reads back to an equal config. UserError if it cannot be written."""
+def save_yaml(config: Config, path: Path) -> None:
+    """Write a config, atomically, as YAML that `parse_config` reads back to an equal config. UserError if it cannot."""
     text = yaml.safe_dump(to_plain_dict(config), sort_keys=False, allow_unicode=True, width=120)
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the config cannot be written to {path}: {error.strerror}; choose another folder") from None
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 class _Key(NamedTuple):
@@ -109,6 +115,7 @@ class _Reader:
         self.groups: list[str] = []
         self.problems: list[str] = []
         self.files: list[str] = []
+        self.absent = config_class.absent
         self._list_keys(config_class, "")
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
@@ -197,6 +204,8 @@ class _Reader:
 
     def _suggestion(self, name: str) -> str:
         group, _, leaf = name.rpartition(".")
+        if leaf in self.absent:
+            return self.absent[leaf]
         names = [*self.keys, *self.groups] if len(name) < 100 else []
         by_leaf = {known.rpartition(".")[2]: known for known in reversed(names)}
         if close := difflib.get_close_matches(name, names, n=1, cutoff=CUTOFF):

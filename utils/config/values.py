@@ -96,10 +96,11 @@ def range_problem(value: Any, field: dataclasses.Field) -> str | None:
             continue
         too_low = (at_least is not None and number < at_least) or (above is not None and number <= above)
         if too_low or (at_most is not None and number > at_most):
-            limits = {"at least": at_least, "above": above, "at most": at_most}
-            allowed = " and ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
             why = field.metadata.get("why")
-            return f"must be {allowed}{f': {why}' if why and not too_low else ''}"
+            if why and not too_low:
+                return f"must be at most {at_most} ({why})"
+            limits = {"at least": at_least, "above": above, "at most": None if why else at_most}
+            return f"must be {' and '.join(f'{word} {limit}' for word, limit in limits.items() if limit is not None)}"
     return None
 
 

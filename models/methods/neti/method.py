@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ....utils.devices import to_device
 from ....utils.errors import UserError
-from ....utils.transfer import to_device
 from ...backbone.frame import Frame
 from ...conditioning.conditioning import ConceptVectors
 from ..base import Generators, Method, Start

@@ -1,55 +1,30 @@
 """Two small CLIP models, trained contrastively on the world: A conditions the U-Net, B is only ever the judge."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModel
 
-from ....utils.config.parsing import Config
 from . import data, loop
+from .config import HEAD_WIDTH, CLIPSettings
 from .tokenizer import MAX_LENGTH
 
 Captions = Callable[[np.ndarray, int], list[str]]  # (scene indices, step) -> one caption each
 
 
-@dataclass(frozen=True)
-class CLIPSettings(Config):
-    """Sizes of both towers, and how long to train."""
-
-    text_width: int = 128
-    text_layers: int = 4
-    image_width: int = 128
-    image_layers: int = 4
-    patch: int = 8
-    steps: int = 1200
-    batch: int = 128
-    learning_rate: float = 1e-3
-    # Shares of the batches with hard negatives: scenes of one place and style, only the object tells their captions
-    # apart; scenes of one style, the place does too (a place is drawn from few colours in manga or watercolour)
-    alike: tuple[float, float] = (0.4, 0.3)
-    seed: int = 21
-
-    def problems(self) -> list[str]:
-        """One line if the shares are no shares."""
-        if min(self.alike) < 0 or sum(self.alike) > 1:
-            return [f"alike = {list(self.alike)}: shares of the batches; each at least 0, together at most 1"]
-        return []
-
-
 def build(settings: CLIPSettings, tokenizer: CLIPTokenizer, pixels: int) -> CLIPModel:
-    """A transformers CLIPModel with heads of width 32 and a joint space as wide as the text tower."""
+    """A transformers CLIPModel with heads of width HEAD_WIDTH and a joint space as wide as the text tower."""
     torch.manual_seed(settings.seed)
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": settings.text_width,
         "intermediate_size": 4 * settings.text_width,
         "num_hidden_layers": settings.text_layers,
-        "num_attention_heads": settings.text_width // 32,
+        "num_attention_heads": settings.text_width // HEAD_WIDTH,
         "max_position_embeddings": MAX_LENGTH,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -60,7 +35,7 @@ def build(settings: CLIPSettings, tokenizer: CLIPTokenizer, pixels: int) -> CLIP
         "hidden_size": settings.image_width,
         "intermediate_size": 4 * settings.image_width,
         "num_hidden_layers": settings.image_layers,
-        "num_attention_heads": settings.image_width // 32,
+        "num_attention_heads": settings.image_width // HEAD_WIDTH,
         "image_size": pixels,
         "patch_size": settings.patch,
         "projection_dim": settings.text_width,
@@ -78,9 +53,9 @@ def normalise(pixels: Tensor) -> Tensor:
     return pixels * 2.0
 
 
-def preprocessing(model: CLIPModel) -> dict[str, object]:
+def preprocessing(model: CLIPModel | CLIPVisionModel) -> dict[str, object]:
     """``normalise`` as the CLIPImageProcessor config that belongs beside the weights."""
-    vision: Any = model.config.vision_config
+    vision: Any = getattr(model.config, "vision_config", model.config)
     side = vision.image_size
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -134,7 +109,7 @@ def train(
     captions: Captions,
     alike: tuple[data.Grouping, data.Grouping],
     part: loop.Slice,
-    device: str = "cpu",
+    device: torch.device = loop.CPU,
 ) -> CLIPModel | None:
     """Symmetric InfoNCE over image and caption batches; None when the time slice ended first.
 
@@ -143,29 +118,18 @@ def train(
     model: Any = build(settings, tokenizer, images.shape[1])
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    average = loop.EMA(model, 0.995)
 
-    def step(number: int) -> dict[str, float]:
-        random = loop.generator(settings.seed, number)
+    def loss(step: int) -> dict[str, Tensor]:
+        random = loop.generator(settings.seed, step)
         chosen = draw(alike, len(images), settings, random)
         pixels = normalise(augment(data.to_tensor(images[chosen]), random)).to(device)
-        ids = tokenise(tokenizer, captions(chosen, number)).to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = loop.learning_rate(number, settings.steps, settings.learning_rate, warmup=100)
-        with torch.autocast(device, torch.bfloat16):
+        ids = tokenise(tokenizer, captions(chosen, step)).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             output = model(input_ids=ids, pixel_values=pixels)
         logits = output.logits_per_text.float()
         target = torch.arange(len(chosen), device=device)
-        loss = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(number)
-        return {"loss": loss.item(), "accuracy": float((logits.argmax(1) == target).float().mean())}
+        value = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
+        return {"loss": value, "accuracy": (logits.argmax(1) == target).float().mean()}
 
-    state = {"model": model, "optimizer": optimizer, "ema": average}
-    if not loop.run(part, state, settings.steps, step):
-        return None
-    model.load_state_dict(average.state_dict())
-    return model.eval()
+    trained: Any = loop.run(part, model, optimizer, settings.steps, loss, ema=0.995, warmup=100)
+    return trained

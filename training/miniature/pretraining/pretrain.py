@@ -1,70 +1,27 @@
 """Pretraining of the miniature from nothing: one config, five stages in order, each resumable."""
 
-# ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
+from __future__ import annotations
+
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from ....utils.config.choices import Choice
-from ....utils.config.parsing import Config
-from ....utils.config.values import setting
+from ....utils.config.parsing import to_plain_dict
+from ....utils.errors import UserError
+from ....utils.image_files import write_json
 from ..world import captions
 from ..world.world import World
-from . import clip, data, loop, parallel, tokenizer, unet, vae
-from .clip import CLIPSettings
-from .unet import UNetConfig
-from .vae import VAEConfig
+from . import clip, data, loop, tokenizer, unet, vae, vision
+from .config import LATENTS, MiniatureConfig
 
 SHARD = "9MB"  # of a weight file: small files are kinder to version control
-LATENTS = 16  # side of a latent, at every scale
-
-
-class Scale(Choice):
-    """How much of the world is drawn: `cpu` has 13 categories, `gpu` 24."""
-
-    cpu = "cpu"
-    gpu = "gpu"
-
-
-@dataclass(frozen=True)
-class MiniatureConfig(Config):
-    """One pretraining run. A stage that is finished is read from ``work_dir`` instead of run again."""
-
-    # Which objects the world has: cpu or gpu
-    scale: Scale = Scale.cpu
-    # Where data, checkpoints and logs live (outside the repository; some 600 MB)
-    work_dir: Path = Path("outputs/miniature")
-    # Where the finished models go: sd/ and judge/ inside it
-    output_dir: Path = Path("outputs/miniature/export")
-    # Go on from an exported model (a folder with sd/ and judge/): U-Net and text tower learn further, the rest is kept
-    start_from: Optional[Path] = None
-    # Path of NotoColorEmoji.ttf; unset: where Debian's fonts-noto-color-emoji puts it
-    font: Optional[Path] = None
-    # Width of an image in pixels; latents are always 16 x 16
-    pixels: int = setting(64, at_least=64)
-    # Rendered training scenes
-    scenes: int = setting(40000, at_least=100)
-    # Rendered held-out scenes
-    held_out_scenes: int = setting(1200, at_least=32)
-    # Wanted entries of the tokenizer, the 512 single bytes included
-    vocabulary: int = setting(1000, at_least=600)
-    # Processes that render
-    workers: int = setting(2, at_least=1)
-    # cpu or cuda
-    device: str = "cpu"
-    # Stop cleanly after this many minutes (resume by the same command); unset: run to the end
-    minutes: Optional[float] = setting(None, above=0)
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    text: CLIPSettings = field(default_factory=CLIPSettings)
-    judge: CLIPSettings = field(default_factory=lambda: CLIPSettings(text_width=96, text_layers=3, seed=22))
-    unet: UNetConfig = field(default_factory=UNetConfig)
+OWN_KEYS = ("work_dir", "output_dir", "start_from", "font", "workers", "minutes")  # of the machine, not of the model
 
 
 class Models(NamedTuple):
@@ -89,95 +46,132 @@ class Prepared(NamedTuple):
 def pretrain(config: MiniatureConfig) -> bool:
     """Run all stages that are not finished. True when the models stand in ``output_dir``, False when time ran out.
 
-    Several processes (``parallel``) share the U-Net's training; the first one runs all else while the others wait.
+    Several processes (see ``loop``) share the U-Net's training; the first one runs all else while the others wait.
+    UserError for a font, device or model that is not there, and for files in ``work_dir`` made with other settings.
     """
-    ready = _prepare(config) if parallel.start() == 0 else None
-    if not parallel.first_says(ready is not None):
+    device = loop.join_processes(config.device)
+    if config.vision_only:
+        return loop.rank() > 0 or _pretrain_vision(config, device)
+    loop.own_share(config.unet.batch)  # a batch that cannot be shared is told before hours of work
+    ready = _prepare(config, device) if loop.rank() == 0 else None
+    if not loop.first_says(ready is not None):
         return False
-    ready = ready or _prepare(config)  # finished by the first process: only read here
+    ready = ready or _prepare(config, device)  # finished by the first process: only read here
     assert ready is not None
-    folder, models = config.work_dir, ready.models
-    part = loop.Slice(folder, "unet", config.minutes, save_every=100, shared=True)
-    scaling = models.autoencoder.config["scaling_factor"]
+    models = ready.models
     trained = unet.train(
         config.unet,
         ready.moments,
-        scaling,
+        models.autoencoder.config["scaling_factor"],
         models.denoiser,
         models.text,
         models.words,
         ready.captions,
-        part,
-        config.device,
+        loop.Slice(config.work_dir, "unet", config.minutes, shared=True),
+        device,
     )
-    if trained is None or parallel.rank() > 0:
+    if trained is None or loop.rank() > 0:
         return trained is not None
-    part = loop.Slice(folder, "vae_decoder", config.minutes)
-    refined = vae.refine_decoder(models.autoencoder, config.vae, ready.images, part, config.device)
+    part = loop.Slice(config.work_dir, "vae_decoder", config.minutes)
+    refined = vae.refine_decoder(models.autoencoder, config.vae, ready.images, part, device)
     if refined is None:
         return False
     export(config.output_dir, Models(models.words, refined, models.judge, *trained))
-    (config.output_dir / "training.json").write_text(json.dumps(_plain(asdict(config)), indent=1) + "\n")
+    settings = {key: value for key, value in to_plain_dict(config).items() if key not in OWN_KEYS}
+    write_json(settings, config.output_dir / "training.json")
     return True
 
 
-def _prepare(config: MiniatureConfig) -> Prepared | None:
+def _prepare(config: MiniatureConfig, device: torch.device) -> Prepared | None:
     """The data, and all models as they are when the U-Net's training begins; None when time ran out."""
     folder = config.work_dir
-    world = World.create(config.scale.value, str(config.font) if config.font else None)
+    world = World.create(config.scale.value, config.font)
+    start = read_export(config.start_from) if config.start_from else None
+    _claim(config)
     scenes = data.scenes(world, config.scenes)
     images = data.render_split(world, scenes, config.pixels, folder / "train.npy", config.workers)
 
-    def told(chosen: np.ndarray, step: int) -> list[str]:
+    def words(chosen: np.ndarray, step: int) -> list[str]:
         return [captions.caption(scenes[k], np.random.default_rng((7, step, int(k)))) for k in chosen]
 
-    alike = data.alike(scenes)
-    models = read_export(config.start_from) if config.start_from else _first_stages(config, images, told, alike)
+    models = start or _first_stages(config, images, words, data.alike(scenes), device)
     if models is None:
         return None
-    moments = vae.encode_all(models.autoencoder, images, folder / "moments.pt", config.device)
-    if config.start_from is None:
+    moments = vae.encode_all(models.autoencoder, images, folder / "moments.pt", device)
+    if start is None:
         models.autoencoder.register_to_config(scaling_factor=vae.scaling_factor(moments))
     drawn = np.flatnonzero([s.look.category in (config.unet.categories or world.categories) for s in scenes])
-    return Prepared(models, images, moments[drawn], lambda chosen, step: told(drawn[chosen], step))
+    return Prepared(models, images, moments[drawn], lambda chosen, step: words(drawn[chosen], step))
+
+
+def _claim(config: MiniatureConfig) -> None:
+    """Note in ``work_dir`` what its data are made of. UserError if they were made of something else."""
+    path = config.work_dir / "data.json"
+    wanted = {key: to_plain_dict(config)[key] for key in ("scale", "pixels", "scenes", "vocabulary")}
+    if not path.exists():
+        return write_json(wanted, path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = "a damaged file"
+    if found != wanted:
+        raise UserError(f"work_dir = {config.work_dir} holds data of {found}, not of {wanted}; choose another")
+
+
+def _pretrain_vision(config: MiniatureConfig, device: torch.device) -> bool:
+    """The vision tower of ELITE's encoder, in half precision; it is one process's work."""
+    assert config.start_from is not None
+    models = read_export(config.start_from)
+    world = World.create(config.scale.value, config.font)
+    part = loop.Slice(config.work_dir, "vision", config.minutes)
+    tower = vision.train(config.vision, world, config.pixels, models.text, models.words, part, device)
+    if tower is not None:
+        tower.cpu().half().save_pretrained(config.output_dir / "vision")
+        write_json(clip.preprocessing(tower), config.output_dir / "vision" / "preprocessor_config.json")
+    return tower is not None
 
 
 def _first_stages(
-    config: MiniatureConfig, images: np.ndarray, told: clip.Captions, alike: tuple[data.Grouping, data.Grouping]
+    config: MiniatureConfig,
+    images: np.ndarray,
+    words: clip.Captions,
+    alike: tuple[data.Grouping, data.Grouping],
+    device: torch.device,
 ) -> Models | None:
     """Tokenizer, autoencoder and both CLIPs, trained, and a new U-Net; None when time ran out."""
     folder = config.work_dir
     if not (folder / "tokenizer" / "vocab.json").exists():
-        spoken = [text for step in range(3) for text in told(np.arange(min(config.scenes, 4000)), step)]
-        tokenizer.train(spoken, config.vocabulary, folder / "tokenizer")
-    words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    part = loop.Slice(folder, "vae", config.minutes)
-    autoencoder = vae.train(config.vae, images, part, config.device)
+        texts = [text for step in range(3) for text in words(np.arange(min(config.scenes, 4000)), step)]
+        tokenizer.train(texts, config.vocabulary, folder / "tokenizer")
+    read = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    autoencoder = vae.train(config.vae, images, loop.Slice(folder, "vae", config.minutes), device)
     if autoencoder is None:
         return None
-    part = loop.Slice(folder, "clip_text", config.minutes, save_every=200, log_every=25)
-    conditioner = clip.train(config.text, words, images, told, alike, part, config.device)
-    if conditioner is None:
-        return None
-    part = loop.Slice(folder, "clip_judge", config.minutes, save_every=200, log_every=25)
-    judge = clip.train(config.judge, words, images, told, alike, part, config.device)
-    if judge is None:
+    part = loop.Slice(folder, "clip_text", config.minutes)
+    conditioner = clip.train(config.text, read, images, words, alike, part, device)
+    part = loop.Slice(folder, "clip_judge", config.minutes)
+    judge = conditioner and clip.train(config.judge, read, images, words, alike, part, device)
+    if conditioner is None or judge is None:
         return None
     text = unet.text_tower(conditioner)
-    return Models(words, autoencoder, judge, unet.build(config.unet, LATENTS, text.config.hidden_size), text)
+    return Models(read, autoencoder, judge, unet.build(config.unet, LATENTS, text.config.hidden_size), text)
 
 
 def read_export(folder: Path) -> Models:
-    """What ``export`` wrote, in float32, to go on from."""
-    return Models(
-        words=CLIPTokenizer.from_pretrained(folder / "sd" / "tokenizer"),
-        autoencoder=AutoencoderKL.from_pretrained(folder / "sd" / "vae", torch_dtype=torch.float32),
-        judge=CLIPModel.from_pretrained(folder / "judge", dtype=torch.float32),
-        denoiser=UNet2DConditionModel.from_pretrained(folder / "sd" / "unet", torch_dtype=torch.float32),
-        text=CLIPTextModel.from_pretrained(
-            folder / "sd" / "text_encoder", dtype=torch.float32, attn_implementation="eager"
-        ),
-    )
+    """What ``export`` wrote, in float32, to go on from. UserError if it is not whole."""
+    text: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    try:
+        return Models(
+            words=CLIPTokenizer.from_pretrained(folder / "sd" / "tokenizer"),
+            autoencoder=AutoencoderKL.from_pretrained(folder / "sd" / "vae", torch_dtype=torch.float32),
+            judge=CLIPModel.from_pretrained(folder / "judge", dtype=torch.float32),
+            denoiser=UNet2DConditionModel.from_pretrained(folder / "sd" / "unet", torch_dtype=torch.float32),
+            text=CLIPTextModel.from_pretrained(folder / "sd" / "text_encoder", **text),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"start_from = {folder}: not a whole export, with sd/ and judge/ ({str(error).splitlines()[0][:200]})"
+        ) from error
 
 
 def export(folder: Path, models: Models) -> None:
@@ -194,19 +188,17 @@ def export(folder: Path, models: Models) -> None:
         scheduler=unet.scheduler(),
         safety_checker=None,
         feature_extractor=None,
-        image_encoder=None,
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(temporary / "sd", max_shard_size=SHARD)
-    _forget_origins(temporary)
+    write_json(unet.SCHEDULER, temporary / "sd" / "scheduler" / "scheduler_config.json")
     models.judge.half().save_pretrained(temporary / "judge")
     models.words.save_pretrained(temporary / "judge")
+    write_json(clip.preprocessing(models.judge), temporary / "judge" / "preprocessor_config.json")
     for place in ("sd/tokenizer", "judge"):
         tokenizer.write_classic_files(temporary / place)
-    (temporary / "judge" / "preprocessor_config.json").write_text(
-        json.dumps(clip.preprocessing(models.judge), indent=1)
-    )
+    _clean_configs(temporary)
     for name in ("sd", "judge"):
         shutil.rmtree(folder / name, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,21 +206,12 @@ def export(folder: Path, models: Models) -> None:
     shutil.rmtree(temporary)
 
 
-def _forget_origins(folder: Path) -> None:
-    """Take out of the parts' configs where on this machine, and how, they were loaded."""
-    for path in [*folder.glob("sd/*/config.json"), *folder.glob("**/tokenizer_config.json")]:
+def _clean_configs(folder: Path) -> None:
+    """Take out of the parts' configs where on this machine, and how, they were loaded; ask for float32 when loading."""
+    for path in [*folder.glob("**/config.json"), *folder.glob("**/tokenizer_config.json")]:
         config = json.loads(path.read_text())
         for key in ("_name_or_path", "local_files_only"):
             config.pop(key, None)
+        if "dtype" in config:  # transformers loads in the dtype it finds here, and half precision is slow on a CPU
+            config["dtype"] = "float32"
         path.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _plain(tree: Any) -> Any:
-    """A config as JSON; paths and the machine's own settings are left out."""
-    if isinstance(tree, dict):
-        return {
-            key: _plain(value)
-            for key, value in tree.items()
-            if key not in ("work_dir", "output_dir", "start_from", "font", "workers")
-        }
-    return list(tree) if isinstance(tree, tuple) else getattr(tree, "value", tree)

@@ -4,52 +4,38 @@ The text tower starts as CLIP A's, contrastively trained, and goes on learning a
 pretraining both are frozen for good.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import PNDMScheduler, UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.schedulers import PNDMScheduler
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from ....utils.config.parsing import Config
-from . import loop, parallel
+from . import loop
 from .clip import Captions, tokenise
+from .config import NORM_GROUPS, UNetConfig
 
-
-@dataclass(frozen=True)
-class UNetConfig(Config):
-    """Widths and heads of the four levels, how long to train, and on which kinds of things (empty: all of the world's).
-
-    Fewer kinds, learned well, are worth more than many blobs: a small network that a CPU trains draws some, not all.
-    """
-
-    categories: tuple[str, ...] = ()
-    channels: tuple[int, ...] = (32, 64, 128, 128)
-    heads: tuple[int, ...] = (1, 2, 4, 4)
-    steps: int = 6000
-    batch: int = 32
-    learning_rate: float = 1e-3
-    text_learning_rate: float = 3e-4
-    caption_dropout: float = 0.1
-    # A sample's loss weighs snr ** -noise_emphasis: 0 is the plain loss, 1 the error of the image instead of the noise
-    noise_emphasis: float = 0.5
-    ema: float = 0.9995
-    seed: int = 31
+SCHEDULER = {  # Stable Diffusion 1.4's own file: what diffusers saves itself lacks clip_sample and adds a spacing
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.7.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
 
 
 def scheduler() -> PNDMScheduler:
-    """Stable Diffusion 1.4's noise schedule, in the form its own scheduler config has."""
-    return PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    """Stable Diffusion 1.4's noise schedule."""
+    return PNDMScheduler.from_config(SCHEDULER)
 
 
 def build(config: UNetConfig, latent_size: int, text_width: int) -> UNet2DConditionModel:
@@ -65,42 +51,8 @@ def build(config: UNetConfig, latent_size: int, text_width: int) -> UNet2DCondit
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=text_width,
         attention_head_dim=config.heads,  # diffusers' old name: the number of heads per level
-        norm_num_groups=16,
+        norm_num_groups=NORM_GROUPS,
     )
-
-
-class MatmulAttention:
-    """Attention as two matrix products: PyTorch's fused CPU kernel is ten times slower in a bf16 backward pass."""
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
-    ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        batch, tokens, width = hidden_states.shape
-        split = (batch, -1, attn.heads, width // attn.heads)
-        query, key, value = (
-            projection(x).view(split).transpose(1, 2)  # [B, heads, tokens, width per head]
-            for projection, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
-        weights = ((query * attn.scale) @ key.transpose(-1, -2)).softmax(-1).to(value.dtype)
-        return attn.to_out[0]((weights @ value).transpose(1, 2).reshape(batch, tokens, width))
-
-
-class Float32GroupNorm(nn.GroupNorm):
-    """GroupNorm in float32: PyTorch's bf16 CPU kernel is ten times slower than its float32 one."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
-
-
-def for_cpu_training(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Swap in the parts that train fast in bf16 on a CPU; same parameters, same function."""
-    unet.set_attn_processor(MatmulAttention())
-    for module in unet.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.__class__ = Float32GroupNorm
-    return unet
 
 
 def text_tower(clip: CLIPModel) -> CLIPTextModel:
@@ -114,6 +66,18 @@ def text_tower(clip: CLIPModel) -> CLIPTextModel:
     return tower
 
 
+class Pair(nn.Module):
+    """U-Net and text tower as one module: what is trained together, averaged together and shared by processes."""
+
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text = unet, text
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+        """Noisy latents [B,4,h,w], timesteps [B] and token ids [B,T] to the predicted noise [B,4,h,w]."""
+        return self.unet(noisy, timesteps, self.text(ids).last_hidden_state).sample
+
+
 def train(
     config: UNetConfig,
     moments: Tensor,
@@ -123,63 +87,47 @@ def train(
     tokenizer: CLIPTokenizer,
     captions: Captions,
     part: loop.Slice,
-    device: str = "cpu",
+    device: torch.device = loop.CPU,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel] | None:
     """Denoising on moments [count,2,4,h,w]; averaged models, None when the slice ended first.
 
     The plain loss falls by two orders of magnitude from little noise to much, where what kind of thing is in the
     picture is decided. ``noise_emphasis`` 0.5 brings all noise levels to about the same loss.
     """
-    tower: Any = text.train()
-    tower.to(device)
-    unet = unet.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if device == "cpu":
-        for_cpu_training(unet)
-    groups: list[dict[str, Any]] = [
-        {"params": list(unet.parameters()), "peak": config.learning_rate},
-        {"params": list(text.parameters()), "peak": config.text_learning_rate},
+    pair = Pair(unet, text).train().to(device)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel is slower in a bf16 backward pass
+    groups = [
+        {"params": list(unet.parameters()), "lr": config.learning_rate},
+        {"params": list(text.parameters()), "lr": config.text_learning_rate},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    averages = {"unet_ema": loop.EMA(unet, config.ema), "text_ema": loop.EMA(text, config.ema)}
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     alphas = scheduler().alphas_cumprod
     weights = ((1 - alphas) / alphas) ** config.noise_emphasis
     weights /= weights.mean()
-    own = parallel.own_share(config.batch)
+    own = loop.own_share(config.batch)
+    predict = loop.shared(pair)
 
-    def step(number: int) -> dict[str, float]:
-        random = loop.generator(config.seed, number)
+    def loss(step: int) -> dict[str, Tensor]:
+        random = loop.generator(config.seed, step)
         chosen = torch.randint(len(moments), (config.batch,), generator=random).sort().values
         mean, logvar = moments[chosen].float().unbind(1)
         latents = (mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=random)) * scaling
         noise = torch.randn(mean.shape, generator=random)
         timesteps = torch.randint(1000, (config.batch,), generator=random)
         dropped = torch.rand(config.batch, generator=random) < config.caption_dropout
-        words = captions(chosen[own].numpy(), number)
+        words = captions(chosen[own].numpy(), step)
         ids = tokenise(
             tokenizer, ["" if drop else text for drop, text in zip(dropped[own].tolist(), words, strict=True)]
         )
         level = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = (level.sqrt() * latents + (1 - level).sqrt() * noise)[own]
         noise, timesteps = noise[own], timesteps[own]
-        for group in optimizer.param_groups:
-            group["lr"] = loop.learning_rate(number, config.steps, group["peak"])
-        with torch.autocast(device, torch.bfloat16):
-            states = text(ids.to(device)).last_hidden_state
-            output = unet(noisy.to(device, memory_format=torch.channels_last), timesteps.to(device), states).sample
+        with torch.autocast(device.type, torch.bfloat16):
+            output = predict(noisy.to(device, memory_format=torch.channels_last), timesteps.to(device), ids.to(device))
         error = F.mse_loss(output.float(), noise.to(device), reduction="none").mean((1, 2, 3))
-        loss = (weights[timesteps].to(device) * error).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parallel.average_gradients(optimizer)
-        torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
-        optimizer.step()
-        for average in averages.values():
-            average.update(number)
-        return {"loss": loss.item(), "mse": error.mean().item()}
+        return {"loss": (weights[timesteps].to(device) * error).mean(), "mse": error.detach().mean()}
 
-    if not loop.run(part, {"unet": unet, "text": text, "optimizer": optimizer, **averages}, config.steps, step):
-        return None
-    finished = build(config, moments.shape[-1], text.config.hidden_size)
-    finished.load_state_dict(averages["unet_ema"].state_dict())
-    text.load_state_dict(averages["text_ema"].state_dict())
-    return finished.eval(), text.cpu().eval()
+    trained: Any = loop.run(part, pair, optimizer, config.steps, loss, ema=config.ema)
+    return None if trained is None else (trained.unet.cpu(), trained.text.cpu())

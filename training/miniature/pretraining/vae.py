@@ -1,30 +1,18 @@
 """The miniature's autoencoder: AutoencoderKL with 4 latent channels and 16 x 16 latents."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from torch import Tensor, nn
 
-from ....utils.config.parsing import Config
 from . import data, loop
-
-
-@dataclass(frozen=True)
-class VAEConfig(Config):
-    """Widths per level (one level more than there are halvings), and how long to train."""
-
-    channels: tuple[int, ...] = (32, 48, 64)
-    steps: int = 2800
-    decoder_steps: int = 600
-    batch: int = 8
-    learning_rate: float = 1.5e-3
-    kl_weight: float = 1e-4
-    seed: int = 11
+from .config import VAE_NORM_GROUPS, VAEConfig
 
 
 def build(config: VAEConfig, pixels: int) -> AutoencoderKL:
@@ -37,7 +25,7 @@ def build(config: VAEConfig, pixels: int) -> AutoencoderKL:
         block_out_channels=config.channels,
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=8,
+        norm_num_groups=VAE_NORM_GROUPS,
         sample_size=pixels,
         mid_block_add_attention=False,
     )
@@ -53,66 +41,58 @@ def _gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     return F.l1_loss(a.diff(dim=-1), b.diff(dim=-1)) + F.l1_loss(a.diff(dim=-2), b.diff(dim=-2))
 
 
-def train(config: VAEConfig, images: np.ndarray, part: loop.Slice, device: str = "cpu") -> AutoencoderKL | None:
+def train(
+    config: VAEConfig, images: np.ndarray, part: loop.Slice, device: torch.device = loop.CPU
+) -> AutoencoderKL | None:
     """Train encoder and decoder on uint8 images [count,H,W,3]; None when the time slice ended first."""
-    vae = build(config, images.shape[1]).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parameters = list(vae.parameters())
-    return _optimise(vae, parameters, config.steps, config.learning_rate, config, images, part)
+    vae = build(config, images.shape[1]).to(device)
+    return _optimise(vae, list(vae.parameters()), config.steps, config, images, part)
 
 
 def refine_decoder(
-    vae: AutoencoderKL, config: VAEConfig, images: np.ndarray, part: loop.Slice, device: str = "cpu"
+    vae: AutoencoderKL, config: VAEConfig, images: np.ndarray, part: loop.Slice, device: torch.device = loop.CPU
 ) -> AutoencoderKL | None:
     """Train the decoder alone for ``decoder_steps`` more: latents, and whoever learned on them, stay as they are."""
-    vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert vae.post_quant_conv is not None
     parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    later = replace(config, seed=config.seed + 1)
-    return _optimise(vae, parameters, config.decoder_steps, 0.5 * config.learning_rate, later, images, part)
+    later = replace(config, seed=config.seed + 1, learning_rate=0.5 * config.learning_rate)
+    return _optimise(vae.to(device), parameters, config.decoder_steps, later, images, part)
 
 
 def _optimise(
     vae: AutoencoderKL,
     parameters: list[nn.Parameter],
     steps: int,
-    peak: float,
     config: VAEConfig,
     images: np.ndarray,
     part: loop.Slice,
 ) -> AutoencoderKL | None:
-    """AdamW on ``parameters``; loss: MSE + L1 + gradient L1 + KL. The averaged model, None when the slice ended."""
+    """AdamW on ``parameters``; loss: MSE + L1 + gradient L1 + KL."""
     device = vae.device
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=1e-4)
-    average = loop.EMA(vae, 0.999)
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
 
-    def step(number: int) -> dict[str, float]:
-        random = loop.generator(config.seed, number)
+    def loss(step: int) -> dict[str, Tensor]:
+        random = loop.generator(config.seed, step)
         chosen = torch.randint(len(images), (config.batch,), generator=random).sort().values.numpy()
         pixels = data.to_tensor(images[chosen]).to(device, memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = loop.learning_rate(number, steps, peak)
         with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=random).to(device)
             output = vae.decode(posterior.mean + posterior.std * noise).sample.float()
         mse = F.mse_loss(output, pixels)
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        loss = 4 * mse + 0.3 * F.l1_loss(output, pixels) + 0.3 * _gradient_l1(output, pixels) + config.kl_weight * kl
-        vae.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        average.update(number)
-        return {"loss": loss.item(), "psnr": float(10 * torch.log10(4 / mse.detach())), "kl": kl.item()}
+        value = 4 * mse + 0.3 * F.l1_loss(output, pixels) + 0.3 * _gradient_l1(output, pixels) + config.kl_weight * kl
+        return {"loss": value, "psnr": 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
 
-    if not loop.run(part, {"model": vae, "optimizer": optimizer, "ema": average}, steps, step):
-        return None
-    vae.load_state_dict(average.state_dict())
-    return vae.eval()
+    trained: Any = loop.run(part, vae, optimizer, steps, loss, ema=0.999)
+    return trained
 
 
 @torch.no_grad()
-def encode_all(vae: AutoencoderKL, images: np.ndarray, path: Path, device: str = "cpu", batch: int = 128) -> Tensor:
+def encode_all(
+    vae: AutoencoderKL, images: np.ndarray, path: Path, device: torch.device = loop.CPU, batch: int = 128
+) -> Tensor:
     """Posterior moments of all images, half precision [count, 2, 4, h, w] (mean, log-variance); computed once."""
     if not path.exists():
         moments = []
@@ -120,7 +100,7 @@ def encode_all(vae: AutoencoderKL, images: np.ndarray, path: Path, device: str =
             pixels = data.to_tensor(images[start : start + batch]).to(device)
             posterior = vae.encode(pixels).latent_dist
             moments.append(torch.stack([posterior.mean, posterior.logvar], 1).half().cpu())
-        loop.save_atomically(torch.cat(moments), path)
+        loop.save(torch.cat(moments), path)
     return torch.load(path, weights_only=True)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ....utils.config.parsing import parse_config
 from ....utils.errors import UserError
+from ....utils.hashing import folder_hash, json_hash
 from ...coach.run_folder import RunFolder
 from ...config.run import RunConfig
 from ..world.concepts import ConceptPhotos
-from .workbench import digest, files_digest
 
 
 def trained_file(
@@ -22,7 +22,7 @@ def trained_file(
     train_config: the YAML of the run. base_model: what to load; model: digest of its files. folder: of the runs, each
     named by concept and by a hash of model, photos and recipe. Raises UserError if the training fails.
     """
-    recipe = digest([model, files_digest(photos.folder), files_digest(train_config) if train_config.exists() else ""])
+    recipe = json_hash([model, folder_hash(photos.folder), folder_hash(train_config) if train_config.exists() else ""])
     options = {
         "config_path": train_config,
         "log.exp_dir": folder,

@@ -8,7 +8,7 @@ from typing import Optional
 from ....models.conditioning.prompts import SLOT
 from ....utils.config.parsing import Config
 from ....utils.config.values import name_or_path, setting
-from ..pretraining.pretrain import Scale
+from ..pretraining.config import Scale
 
 
 @dataclass(frozen=True)

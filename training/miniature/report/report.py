@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ....models.backbone.backbone import Backbone
-from ....models.backbone.loading import BUNDLED, model_folder
+from ....models.backbone.loading import BUNDLED, model_folder, model_hash
 from ....models.concepts.concept import Concept
 from ....models.generation.sampling import SamplingConfig
+from ....models.judging.metric_model import CLIPMetricModel
 from ....utils.errors import UserError
+from ....utils.hashing import folder_hash
 from ....utils.image_files import write_atomically
 from ..pretraining import data
 from ..world.concepts import ConceptPhotos, read_concepts
@@ -22,11 +24,10 @@ from ..world.world import World
 from . import pictures, rows
 from .concept_training import trained_file
 from .config import ReportConfig
-from .judge import Judge
 from .page import Picture, model_parts, render_page
 from .rows import Bench, HeldOut, LearnedConcept
 from .table import Row, table_rows
-from .workbench import Painter, Results, files_digest
+from .workbench import Painter, Results
 
 FAILURES = 12
 BESIDE = 18  # captions shown with real and generated image
@@ -91,7 +92,7 @@ def _bench(config: ReportConfig) -> Bench:
             f"{', '.join(world.categories)}"
         )
     backbone = Backbone.from_pretrained(config.sd)
-    model = files_digest(model_folder(config.sd))
+    model = model_hash(config.sd)
     sampling = SamplingConfig(steps=config.steps, guidance_scale=config.guidance_scale)
     share = len(config.categories or world.categories) / len(world.categories)
     held_out = data.scenes(world, math.ceil(2 * config.captions / share), held_out=True)
@@ -102,8 +103,8 @@ def _bench(config: ReportConfig) -> Bench:
         known=HeldOut(world, known[: config.captions], backbone.image_size),
         backbone=backbone,
         model=model,
-        judge=Judge.from_pretrained(config.judge),
-        judge_model=files_digest(model_folder(config.judge)),
+        judge=CLIPMetricModel.from_pretrained(config.judge, key="judge"),
+        judge_model=folder_hash(model_folder(config.judge)),
         results=Results(config.work_dir / "results"),
         painter=Painter(backbone, model, sampling, config.work_dir / "images"),
     )
@@ -129,7 +130,7 @@ def _learned(
             )
         else:
             continue
-        found.append(LearnedConcept(photos, Concept.load(file, backbone=bench.backbone), files_digest(file)))
+        found.append(LearnedConcept(photos, Concept.load(file, backbone=bench.backbone), folder_hash(file)))
     return found
 
 

@@ -19,13 +19,15 @@ from ....models.backbone.backbone import Backbone
 from ....models.concepts.concept import Concept
 from ....models.conditioning.prompts import SLOT
 from ....models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
-from ....utils.machine import describe_machine
+from ....models.judging.metric_model import CLIPMetricModel
+from ....utils.devices import describe_machine
+from ....utils.hashing import json_hash, pixels_hash
 from ..pretraining import vae
 from ..world.captions import caption, full_caption
 from ..world.concepts import PHOTOS, ConceptPhotos, render_concept
 from ..world.world import Scene, World
-from .judge import QUESTIONS, Judge, answers, choices, nearest_concept, retrieval_rates, truth
-from .workbench import Painter, Results, digest, images_digest
+from .workbench import Painter, Results
+from .zero_shot import QUESTIONS, answers, choices, nearest_concept, retrieval_rates, truth
 
 CAPTION_SEED = 9
 SPEED_STEPS = (25, 50)
@@ -65,7 +67,7 @@ class HeldOut:
     @cached_property
     def digest(self) -> str:
         """Digest of pictures and captions: of the world's code as far as it matters here."""
-        return digest([self.captions, images_digest(self.renders)])
+        return json_hash([self.captions, pixels_hash(self.renders)])
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Bench:
     known: HeldOut
     backbone: Backbone
     model: str
-    judge: Judge
+    judge: CLIPMetricModel
     judge_model: str
     results: Results
     painter: Painter
@@ -120,7 +122,7 @@ def retrieval(bench: Bench, pool: int) -> dict[str, Any]:
             for name, texts in (("random", loose), ("full", bench.whole.captions))
         }
 
-    inputs = {"judge": bench.judge_model, "data": bench.whole.digest, "captions": digest(loose), "pool": pool}
+    inputs = {"judge": bench.judge_model, "data": bench.whole.digest, "captions": json_hash(loose), "pool": pool}
     return bench.results.get("retrieval", inputs, measure)
 
 
@@ -151,7 +153,7 @@ def text_to_image(bench: Bench) -> dict[str, Any]:
         "judge": bench.judge_model,
         "data": bench.known.digest,
         "sampling": bench.sampling,
-        "choices": digest([choices(scene, q, categories) for scene in bench.known.scenes for q in QUESTIONS]),
+        "choices": json_hash([choices(scene, q, categories) for scene in bench.known.scenes for q in QUESTIONS]),
     }
     return bench.results.get("text_to_image", inputs, measure)
 
@@ -187,7 +189,7 @@ def concepts(
     inputs = {
         "model": bench.model,
         "judge": bench.judge_model,
-        "photos": digest([[one.name, images_digest(one.photos())] for one in everyone]),
+        "photos": json_hash([[one.name, pixels_hash(one.photos())] for one in everyone]),
         "learned": [[other.photos.name, other.file_digest] for other in learned],
         "prompt": prompt,
         "images": images,

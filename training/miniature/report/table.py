@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .judge import QUESTIONS
+from ....utils.statistics import Bootstrap
+from .zero_shot import QUESTIONS
 
-RESAMPLES = 2000
+BOOTSTRAP = Bootstrap(samples=2000)
 BARS = {
     "psnr": 26.0,
     "retrieval": 0.90,
@@ -35,44 +36,27 @@ class Row:
     note: str = ""
 
 
-def mean(values: np.ndarray) -> float:
-    """The mean of all rows."""
-    return float(values.mean())
-
-
-def ratio_of_sums(pairs: np.ndarray) -> float:
-    """Sum of the first column over sum of the second."""
-    return float(pairs[:, 0].sum() / pairs[:, 1].sum())
-
-
-def bootstrap(
-    values: Sequence[float] | np.ndarray, statistic: Callable[[np.ndarray], float] = mean, seed: int = 0
-) -> tuple[float, float, float]:
-    """The statistic of `values` [n] or [n,k] and its 95% percentile-bootstrap interval, rows drawn with replacement."""
-    array = np.asarray(values, np.float64)
-    if len(array) == 0:
-        raise ValueError("no values to draw from")
-    random = np.random.default_rng(seed)
-    drawn = [statistic(array[random.integers(len(array), size=len(array))]) for _ in range(RESAMPLES)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return statistic(array), float(low), float(high)
-
-
 def rights(answers: Sequence[str], truth: Sequence[str]) -> list[float]:
     """1.0 per right and 0.0 per wrong answer, over the images that have a truth."""
     return [float(answer == right) for answer, right in zip(answers, truth, strict=True) if right]
 
 
 def _percent(values: Sequence[float]) -> str:
-    value, low, high = bootstrap(values)
-    return f"{100 * value:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+    return BOOTSTRAP.estimate(100 * np.asarray(values)).shown("{:.1f}%", "{:.1f}")
 
 
 def reconstruction_rows(measured: Mapping[str, Any]) -> list[Row]:
-    value, low, high = bootstrap(measured["psnr"])
-    shown = f"{value:.2f} dB [{low:.2f}, {high:.2f}]"
+    estimate = BOOTSTRAP.estimate(measured["psnr"])
     worst = f"mean over {len(measured['psnr'])} scenes, the worst {min(measured['psnr']):.1f} dB"
-    return [Row("VAE reconstruction PSNR", f"{BARS['psnr']:.0f} dB", shown, value >= BARS["psnr"], worst)]
+    return [
+        Row(
+            "VAE reconstruction PSNR",
+            f"{BARS['psnr']:.0f} dB",
+            estimate.shown("{:.2f} dB", "{:.2f}"),
+            estimate.mean >= BARS["psnr"],
+            worst,
+        )
+    ]
 
 
 def retrieval_rows(measured: Mapping[str, Any], pool: int) -> list[Row]:
@@ -82,7 +66,7 @@ def retrieval_rows(measured: Mapping[str, Any], pool: int) -> list[Row]:
             f"judge: own caption found among {pool} random ones",
             f"{100 * BARS['retrieval']:.0f}%",
             _percent(measured["random"]),
-            mean(np.array(measured["random"])) >= BARS["retrieval"],
+            float(np.mean(measured["random"])) >= BARS["retrieval"],
             f"captions as in training, each fact left out half of the time; with captions that tell all: {full}",
         )
     ]
@@ -95,19 +79,18 @@ def text_to_image_rows(measured: Mapping[str, Any]) -> list[Row]:
         generated = rights(measured["generated"]["answers"][question], truth)
         real = _percent(rights(measured["real"]["answers"][question], truth))
         bar, note = BARS[question], f"over {len(generated)} captions; real renders of them: {real}"
-        met = mean(np.array(generated)) >= bar
+        met = float(np.mean(generated)) >= bar
         rows.append(Row(f"text to image: {question} right", f"{100 * bar:.0f}%", _percent(generated), met, note))
-    pairs = np.stack([measured["generated"]["similarity"], measured["real"]["similarity"]], 1)
-    value, low, high = bootstrap(pairs, ratio_of_sums)
-    shown, bar = f"{value:.3f} [{low:.3f}, {high:.3f}]", BARS["similarity"]
-    note = f"mean cosine {pairs[:, 0].mean():.3f} over {pairs[:, 1].mean():.3f}"
-    rows.append(Row("text similarity, generated over real", f"{bar:.2f}", shown, value >= bar, note))
+    pairs = np.array([measured["generated"]["similarity"], measured["real"]["similarity"]])
+    ratio, bar = BOOTSTRAP.estimate(pairs, lambda means: means[0] / means[1]), BARS["similarity"]
+    note = "mean cosine {:.3f} over {:.3f}".format(*pairs.mean(axis=1))
+    rows.append(Row("text similarity, generated over real", f"{bar:.2f}", ratio.shown(), ratio.mean >= bar, note))
     return rows
 
 
 def own_share(nearest: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Concept -> share of its images whose nearest concept is itself."""
-    return {name: mean(np.array([answer == name for answer in answers])) for name, answers in nearest.items()}
+    return {name: float(np.mean([answer == name for answer in answers])) for name, answers in nearest.items()}
 
 
 def concept_rows(measured: Mapping[str, Any]) -> list[Row]:
@@ -117,7 +100,7 @@ def concept_rows(measured: Mapping[str, Any]) -> list[Row]:
     learned = list(shares["neti"].values())
     if learned:
         worst = min(shares["neti"], key=shares["neti"].__getitem__)
-        value, met = _percent(learned), mean(np.array(learned)) >= bar
+        value, met = _percent(learned), float(np.mean(learned)) >= bar
         note = (
             f"{len(learned)} of {everyone} concepts learned; {sum(share >= bar for share in learned)} reach the bar by "
             f"themselves, the worst is {worst} ({100 * shares['neti'][worst]:.0f}%)"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,8 @@ from ....models.backbone.backbone import Backbone
 from ....models.concepts.concept import Concept
 from ....models.conditioning.prompts import SLOT
 from ....models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
+from ....utils.hashing import json_hash
 from ....utils.image_files import write_json, write_png
-
-
-def digest(inputs: object) -> str:
-    """Twelve hex digits of a JSON value."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def files_digest(path: Path) -> str:
-    """Twelve hex digits of a file, or of all files in a folder with their relative names."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    whole = hashlib.sha256()
-    for file in files:
-        whole.update(str(file.relative_to(path)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return whole.hexdigest()[:12]
-
-
-def images_digest(images: Iterable[Image.Image]) -> str:
-    """Twelve hex digits of images' pixels."""
-    whole = hashlib.sha256()
-    for image in images:
-        whole.update(repr((image.size, image.mode)).encode() + image.tobytes())
-    return whole.hexdigest()[:12]
 
 
 class Results:
@@ -48,7 +26,7 @@ class Results:
 
     def get(self, name: str, inputs: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `measure` gave for these inputs, now or in an earlier call."""
-        path = self.folder / f"{name}-{digest(dict(inputs))}.json"
+        path = self.folder / f"{name}-{json_hash(dict(inputs))}.json"
         if not path.exists():
             print(f"measuring: {name}", flush=True)
             write_json({"inputs": dict(inputs), "result": measure()}, path)
@@ -68,7 +46,7 @@ class Painter:
         """One image per seed of a plain prompt, or of one with {} that is filled with the concept."""
         sampling = self.sampling
         recipe = [self.model, prompt, sampling.steps, sampling.guidance_scale, sampling.scheduler, concept_digest]
-        key = digest(recipe)
+        key = json_hash(recipe)
         paths = {seed: self.folder / f"{key}-{seed}.png" for seed in seeds}
         missing = [seed for seed, path in paths.items() if not path.exists()]
         if missing:

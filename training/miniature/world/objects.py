@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ....utils.errors import UserError
+
 FONT_SIZE = 109  # the only size in which the bitmap font exists
+FONT_PLACES = [  # of Debian and of other Linux distributions
+    Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
+    Path("/usr/share/fonts/noto/NotoColorEmoji.ttf"),
+    Path("NotoColorEmoji.ttf"),
+]
 GLYPH_PIXELS = 96
 
 # category -> {specific name: glyph}; the first block is the `cpu` scale, the second is added at the `gpu` scale
@@ -83,6 +90,20 @@ CONCEPTS: dict[str, tuple[str, str]] = {
     "hibiscus": ("flower", "🌺"),
 }
 
+# held-out concept -> the one place of its second set of photos, in combinations that the model has seen
+ONE_PLACE: dict[str, str] = {
+    "tiger": "snow",
+    "wolf": "desert",
+    "bluebird": "night",
+    "eagle": "city",
+    "taxi": "snow",
+    "police_car": "jungle",
+    "teacup": "beach",
+    "teapot": "table",
+    "sunflower": "moon",
+    "hibiscus": "sea",
+}
+
 # colour word -> (hue in turns or None for a grey, saturation gain, value gain)
 COLOURS: dict[str, tuple[float | None, float, float]] = {
     "red": (0.0, 1.0, 0.95),
@@ -110,23 +131,22 @@ class Look:
     pattern: str | None = None
 
 
+def world_objects(scale: str) -> dict[str, dict[str, str]]:
+    """Category -> {specific name: glyph} of the world of this scale, `cpu` or `gpu`."""
+    return {**OBJECTS, **(MORE_OBJECTS if scale == "gpu" else {})}
+
+
 def find_font(path: str | Path | None = None) -> Path:
-    """Path of NotoColorEmoji.ttf: ``path`` or the usual places (Debian package fonts-noto-color-emoji)."""
-    candidates = (
-        [Path(path)]
-        if path
-        else [
-            Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
-            Path("/usr/share/fonts/noto/NotoColorEmoji.ttf"),
-            Path("NotoColorEmoji.ttf"),
-        ]
-    )
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    raise FileNotFoundError(
-        "NotoColorEmoji.ttf not found: install the Debian package fonts-noto-color-emoji, or pass its path as `font`"
-    )
+    """Path of NotoColorEmoji.ttf: ``path``, or the usual places. UserError if it is not there, or not that font."""
+    candidates = [Path(path)] if path else FONT_PLACES
+    for candidate in filter(Path.is_file, candidates):
+        try:
+            ImageFont.truetype(str(candidate), FONT_SIZE)
+        except OSError as error:
+            raise UserError(f"font {candidate} is not Noto Color Emoji ({error})") from None
+        return candidate
+    where = f"there is no font {path}" if path else "NotoColorEmoji.ttf is not installed"
+    raise UserError(f"{where}: install the Debian package fonts-noto-color-emoji, or pass the font's path as `font`")
 
 
 @lru_cache(maxsize=512)

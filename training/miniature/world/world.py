@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -37,9 +38,9 @@ class World:
     categories: dict[str, dict[str, str]]
 
     @classmethod
-    def create(cls, scale: str, font: str | None = None) -> World:
-        extra = objects.MORE_OBJECTS if scale == "gpu" else {}
-        return cls(str(objects.find_font(font)), {**objects.OBJECTS, **extra})
+    def create(cls, scale: str, font: Path | str | None = None) -> World:
+        """The world of scale `cpu` or `gpu`. UserError without the font."""
+        return cls(str(objects.find_font(font)), objects.world_objects(scale))
 
     def scene(self, seed: int, index: int, held_out: bool = False) -> Scene:
         """The scene of (seed, index): with ``held_out`` a combination training never sees, else one of the others."""
@@ -72,9 +73,17 @@ class World:
 
     def render(self, scene: Scene, pixels: int) -> Image.Image:
         """Draw a scene at 128 px and reduce it to ``pixels``, RGB."""
+        return self.render_with_mask(scene, pixels)[0]
+
+    def render_with_mask(self, scene: Scene, pixels: int) -> tuple[Image.Image, Image.Image]:
+        """A scene as ``render`` draws it, and where its objects are, mode L: 255 object, 0 ground, edges between.
+
+        A style that repaints the finished picture may move an edge by a pixel or two; the mask stays where it was.
+        """
         rng = np.random.default_rng(scene.seed)
         own = scene.style in styles.OWN_GROUND
         image = styles.ground(scene.style, rng) if own else places.PLACES[scene.place](rng)
+        mask = Image.new("L", image.size)
         material = styles.remake(objects.object_image(scene.look, self.font, rng), scene.style, rng)
         if scene.flip:
             material = material.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -85,12 +94,15 @@ class World:
             turned = turned.resize(
                 (round(turned.width * scale), round(turned.height * scale)), Image.Resampling.BILINEAR
             )
-            image.paste(turned, (round(centre_x - turned.width / 2), round(centre_y - turned.height / 2)), turned)
+            corner = round(centre_x - turned.width / 2), round(centre_y - turned.height / 2)
+            image.paste(turned, corner, turned)
+            mask.paste(255, (*corner, corner[0] + turned.width, corner[1] + turned.height), turned)
         if not own:
             image = styles.repaint(image, scene.style, rng)
         if scene.light:
             image = ImageEnhance.Brightness(image).enhance(0.5 if scene.light == "dark" else 1.4)
-        return image.resize((pixels, pixels), Image.Resampling.LANCZOS)
+        size = (pixels, pixels)
+        return image.resize(size, Image.Resampling.LANCZOS), mask.resize(size, Image.Resampling.BOX)  # BOX: no ringing
 
 
 def _positions(scene: Scene) -> list[tuple[float, float, float]]:
@@ -113,17 +125,20 @@ def is_held_out(scene: Scene) -> bool:
     return zlib.crc32(f"{scene.look.category}/{scene.place}/{scene.style}".encode()) % 15 == 0
 
 
-def concept_scenes(name: str, count: int = 5) -> list[Scene]:
-    """The photos of a held-out concept: the object placed and turned differently on simple backgrounds."""
+def concept_scenes(name: str, count: int = 5, *, start: int = 0, place: str | None = None) -> list[Scene]:
+    """Photos `start`, ... of a held-out concept: the object placed and turned differently, on simple backgrounds.
+
+    place: all in this one instead; where the object is and how it is turned stays the same.
+    """
     category, glyph = objects.CONCEPTS[name]
     grounds = ["plain", "table", "plain", "snow", "plain"]
     scenes = []
-    for k in range(count):
+    for k in range(start, start + count):
         rng = np.random.default_rng((zlib.crc32(name.encode()), k))
         scenes.append(
             Scene(
                 look=Look(category, name, glyph),
-                place=grounds[k % len(grounds)],
+                place=place or grounds[k % len(grounds)],
                 style="photo",
                 count=1,
                 size=float(rng.uniform(0.6, 0.82)),

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-import torch
-
 from ....utils.config.choices import Choice
 from ....utils.config.parsing import Config
 from ....utils.config.values import setting
@@ -21,9 +19,11 @@ class Subject(Choice):
 
 
 class Section(Choice):
-    """Groups of rows. startup and numerics run the miniature through the real commands, whatever `models` says."""
+    """Groups of rows. arithmetic is about sd14; startup and numerics run the miniature through the real commands."""
 
+    arithmetic = "arithmetic"
     training = "training"
+    variants = "variants"
     sampling = "sampling"
     scaling = "scaling"
     memory = "memory"
@@ -39,9 +39,6 @@ class Dtype(Choice):
     bf16 = "bf16"
 
 
-DTYPES = {Dtype.fp32: torch.float32, Dtype.fp16: torch.float16, Dtype.bf16: torch.bfloat16}
-
-
 @dataclass(frozen=True)
 class BenchmarkConfig(Config):
     """One benchmark on one machine. The defaults suit a CPU."""
@@ -50,39 +47,35 @@ class BenchmarkConfig(Config):
     name: str = "cpu"
     # miniature, sd14 or both
     models: tuple[Subject, ...] = (Subject.miniature,)
-    # Groups of rows: training, sampling, scaling, memory, startup, numerics
+    # Groups of rows: arithmetic, training, variants, sampling, scaling, memory, startup, numerics
     sections: tuple[Section, ...] = tuple(Section)
     # Side of the images in pixels; unset: the model's own
-    resolution: Optional[int] = setting(None, at_least=16)
+    resolution: Optional[int] = setting(None, at_least=16, at_most=4096)
     # auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N
     device: str = "auto"
     # fp32, fp16 or bf16: precision of the frozen models; memory is always measured in half precision on CUDA
     dtype: Dtype = Dtype.fp32
     # Samples of a training step
-    batch: int = setting(8, at_least=1)
+    batch: int = setting(8, at_least=1, at_most=1024)
     # Micro-batches that the same samples are cut into, for the row about gradient accumulation
     accumulation: int = setting(4, at_least=1)
     # Images made of one prompt
-    seeds: int = setting(8, at_least=1)
+    seeds: int = setting(8, at_least=1, at_most=1024)
     # Denoising steps per image; the ratios hardly depend on it
     sampling_steps: int = setting(10, at_least=2, at_most=1000)
-    # Timesteps of the rows about conditioning
-    conditioning_steps: int = setting(50, at_least=1, at_most=1000)
-    # How many of the single text-encoder calls are timed; the others are taken to be as long
-    single_calls: int = setting(40, at_least=1)
     # Rounds in which the compared pieces of work take turns, after one that is not timed
-    repeats: int = setting(3, at_least=1)
+    repeats: int = setting(3, at_least=1, at_most=1000)
     # Training steps in one timing; several on a GPU, so that the host may run ahead
-    steps: int = setting(1, at_least=1)
+    steps: int = setting(1, at_least=1, at_most=1000)
     # Batch sizes, numbers of seeds and of processes, for the rows about scaling
-    batches: tuple[int, ...] = setting((1, 2, 4, 8), at_least=1)
-    seed_counts: tuple[int, ...] = setting((1, 2, 4, 8), at_least=1)
-    processes: tuple[int, ...] = setting((1, 2), at_least=1)
+    batches: tuple[int, ...] = setting((1, 2, 4, 8), at_least=1, at_most=1024)
+    seed_counts: tuple[int, ...] = setting((1, 2, 4, 8), at_least=1, at_most=1024)
+    processes: tuple[int, ...] = setting((1, 2), at_least=1, at_most=64)
     # Training on the miniature, for what runs the real commands
     train_config: Path = Path("input_configs/train_miniature.yaml")
     # Results; a chapter stays on the page until its file here is deleted
     work_dir: Path = Path("outputs/benchmark")
-    # performance.md is written here
+    # The measured part of performance.md is written here, after every section
     docs_dir: Path = Path("docs")
 
     def problems(self) -> list[str]:
@@ -90,9 +83,11 @@ class BenchmarkConfig(Config):
         lines = device_problems("device", self.device)
         if self.batch % self.accumulation:
             lines.append(f"batch = {self.batch} must be a multiple of accumulation = {self.accumulation}")
-        if not self.name.isidentifier() and not self.name.replace("-", "_").isidentifier():
+        if self.resolution and self.resolution % 8:  # image side divided by latent side: 8 on sd14, 4 on the miniature
+            lines.append(f"resolution = {self.resolution} must be a multiple of 8")
+        if not self.name.replace("-", "_").isidentifier():
             lines.append(f"name = {self.name!r} names a file; use letters, digits, - and _")
-        for key in ("models", "sections"):
+        for key in ("models", "sections", "batches", "seed_counts", "processes"):
             if not getattr(self, key):
                 lines.append(f"{key} is empty; leave it out for the default")
         return lines

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-aten = torch.ops.aten
+GIB = 2**30
+fused_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # PyTorch's counter knows the GPU's fused attention kernels, but not the CPU's
 CPU_ATTENTION = {
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda out, q, k, v, *_, **__: sdpa_backward_flop_count(
-        out, q, k, v
+    fused_attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda out, q, k, v, *_, **__: sdpa_backward_flop_count(out, q, k, v)
     ),
 }
+
+
+@dataclass(frozen=True)
+class Row:
+    """what: was measured. value: the result. counted: what the arithmetic alone would give. wanted: the aim, if any.
+
+    note: the seconds behind a ratio, or how the number came about.
+    """
+
+    what: str
+    value: str
+    counted: str = ""
+    wanted: str = ""
+    note: str = ""
+
+
+def seconds(value: float) -> str:
+    """With three digits: 1.23 s, 45.6 ms."""
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
 @dataclass(frozen=True)
@@ -56,9 +77,12 @@ def in_turn(
 
     count: False where the work compiles itself, which the counter would disturb.
     """
-    flops = {name: count_flops(work) if count else 0 for name, work in works.items()}
-    for work in works.values() if not count else ():
-        work()
+    flops = {}
+    for name, work in works.items():
+        counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        with counter if count else nullcontext():
+            work()
+        flops[name] = counter.get_total_flops()
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
@@ -68,14 +92,6 @@ def in_turn(
             wait_for(device)
             seconds[name].append(time.perf_counter() - began)
     return {name: Timing(tuple(seconds[name]), flops[name]) for name in works}
-
-
-def count_flops(work: Callable[[], object]) -> int:
-    """The floating-point operations of doing it once."""
-    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    with counter:
-        work()
-    return counter.get_total_flops()
 
 
 def wait_for(device: torch.device) -> None:

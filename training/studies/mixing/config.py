@@ -9,7 +9,7 @@ from ....models.conditioning.prompts import SLOT
 from ....utils.config.parsing import Config
 from ....utils.config.values import name_or_path, setting
 from ....utils.seeds import parse_seeds
-from ...miniature.pretraining.pretrain import Scale
+from ...miniature.pretraining.config import Scale
 
 FIRST, SECOND = "{first}", "{second}"  # the two concepts in the prompts below
 

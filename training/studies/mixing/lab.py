@@ -13,16 +13,17 @@ from PIL import Image
 
 from ....models.attention.layers import Layer
 from ....models.backbone.backbone import Backbone
-from ....models.backbone.loading import model_folder
+from ....models.backbone.loading import model_folder, model_hash
 from ....models.concepts.concept import Concept
 from ....models.conditioning.composition import AnyConcept
 from ....models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
+from ....models.judging.metric_model import CLIPMetricModel
 from ....utils.errors import UserError
+from ....utils.hashing import folder_hash, json_hash
 from ....utils.image_files import write_png
 from ...miniature.report.concept_training import trained_file
-from ...miniature.report.judge import Judge
 from ...miniature.report.rows import LearnedConcept
-from ...miniature.report.workbench import Results, digest, files_digest
+from ...miniature.report.workbench import Results
 from ...miniature.world.concepts import ConceptPhotos, read_concepts
 from ...miniature.world.world import World
 from .config import MixingConfig, pair_of
@@ -36,7 +37,7 @@ class MixingLab:
     world: World
     backbone: Backbone
     model: str
-    judge: Judge
+    judge: CLIPMetricModel
     judge_model: str
     learned: Mapping[str, LearnedConcept]
     results: Results
@@ -64,14 +65,14 @@ class MixingLab:
             if len({photos[name].super_category for name in pair_of(pair)}) == 1:
                 raise UserError(f"both_pairs: {pair!r} are of one kind, which their words cannot tell apart")
         backbone = Backbone.from_pretrained(config.sd)
-        model = files_digest(model_folder(config.sd))
+        model = model_hash(config.sd)
         return cls(
             config=config,
             world=world,
             backbone=backbone,
             model=model,
-            judge=Judge.from_pretrained(config.judge),
-            judge_model=files_digest(model_folder(config.judge)),
+            judge=CLIPMetricModel.from_pretrained(config.judge, key="judge"),
+            judge_model=folder_hash(model_folder(config.judge)),
             learned={name: _learned(config, photos[name], backbone, model, train_script) for name in names},
             results=Results(config.work_dir / "results"),
         )
@@ -100,7 +101,7 @@ class MixingLab:
     ) -> list[Image.Image]:
         """One image per seed, made unless it is there. about: a JSON value that tells these concepts from others."""
         sampling = self.sampling
-        key = digest([self.model, prompt, list(about), sampling.steps, sampling.guidance_scale, sampling.scheduler])
+        key = json_hash([self.model, prompt, list(about), sampling.steps, sampling.guidance_scale, sampling.scheduler])
         paths = {seed: self.config.work_dir / "images" / f"{key}-{seed}.png" for seed in seeds}
         missing = [seed for seed, path in paths.items() if not path.exists()]
         if missing:
@@ -137,4 +138,4 @@ def _learned(
         raise UserError(
             f"{photos.name} has no file in concept_files, and there is no train_config {config.train_config}"
         )
-    return LearnedConcept(photos, Concept.load(file, backbone=backbone), files_digest(file))
+    return LearnedConcept(photos, Concept.load(file, backbone=backbone), folder_hash(file))

@@ -23,19 +23,6 @@ LEARN_SEED, TEST_SEED = 21, 22
 QUIETER = 0.5  # factor on the bypass, where less of it is tried
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's: the correlation of ranks, equal values sharing their mean rank; 0 where one of them is constant."""
-    a, b = _ranks(x), _ranks(y)
-    if a.std() == 0 or b.std() == 0:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-    array = np.asarray(values, np.float64)
-    return np.array([(array < value).sum() + ((array == value).sum() - 1) / 2 for value in array])
-
-
 def style_mixing(lab: MixingLab) -> dict[str, dict[str, Any]]:
     """Pair -> similarity of its images to the photos of the geometry and of the appearance concept.
 

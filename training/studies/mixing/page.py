@@ -10,9 +10,9 @@ import numpy as np
 
 from ....utils.errors import UserError
 from ....utils.image_files import write_atomically
-from ...evaluation.scores import Bootstrap
+from ....utils.statistics import Bootstrap, rank_correlation
 from .config import MixingConfig
-from .mixing import both_found, rank_correlation
+from .mixing import both_found
 
 BEGIN, END = "<!-- measured: written by scripts/measure_mixing.py -->", "<!-- measured: end -->"
 
@@ -166,10 +166,5 @@ def _rate_row(title: str, found: Mapping[str, Sequence[Any]], kinds: Mapping[str
 
 def _estimate(groups: Sequence[np.ndarray], percent: bool = False, signed: bool = False) -> str:
     """Mean over groups and its interval; a single group (pair) resamples its own values."""
-    one = Bootstrap().estimate_over_groups(groups) if len(groups) > 1 else Bootstrap().estimate(groups[0])
-
-    def shown(value: float) -> str:
-        return f"{100 * value:.0f}%" if percent else f"{value:+.2f}" if signed else f"{value:.3f}"
-
-    interval = "" if one.low is None or one.high is None else f" [{shown(one.low)}, {shown(one.high)}]"
-    return shown(one.mean) + interval
+    one = Bootstrap().over_groups(groups) if len(groups) > 1 else Bootstrap().estimate(groups[0])
+    return one.shown("{:.0%}" if percent else "{:+.2f}" if signed else "{:.3f}")

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ...miniature.report.judge import Judge
+from ....models.judging.metric_model import CLIPMetricModel
 from .pair_scenes import Labelled
 
 WINDOW = 0.62  # side of a corner window, in widths of the picture: a thing of a pair fills about one of the four
 RIDGE = 0.1
 
 
-def pooled_features(judge: Judge, images: Sequence[Image.Image]) -> np.ndarray:
+def pooled_features(judge: CLIPMetricModel, images: Sequence[Image.Image]) -> np.ndarray:
     """[N, 3D]: the whole picture, and the maximum and the mean over its four corner windows."""
     views = [view for image in images for view in (image, *_corners(image))]
     features = judge.image_features(views).numpy().reshape(len(images), 5, -1)
@@ -62,13 +62,13 @@ class Detectors:
 class Presence:
     """The detectors of all concepts and of all categories, on one judge."""
 
-    judge: Judge
+    judge: CLIPMetricModel
     concepts: Detectors
     categories: Detectors
 
     @classmethod
     def learn(
-        cls, judge: Judge, renders: Sequence[Labelled], concepts: Sequence[str], categories: Sequence[str]
+        cls, judge: CLIPMetricModel, renders: Sequence[Labelled], concepts: Sequence[str], categories: Sequence[str]
     ) -> Presence:
         features = pooled_features(judge, [one.image for one in renders])
         return cls(

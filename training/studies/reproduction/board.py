@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ....utils.hashing import json_hash
 from ....utils.image_files import write_json
-from ...miniature.report.workbench import digest
 from .cells import Cell, Drawing, Training, amount
 from .plan_config import ReproductionConfig
 
@@ -60,7 +60,7 @@ class Board:
                 rules = [self.config.placeholder, self.config.resizing, cell.concept.super_category]
                 images = [cell.images.prompts, cell.images.seeds]
                 parts = [self.images_key(cell), images, photos, self.contents.judge, *rules]
-            self._keys[cell] = digest(parts)
+            self._keys[cell] = json_hash(parts)
         return self._keys[cell]
 
     def images_key(self, drawing: Drawing) -> str:
@@ -70,7 +70,7 @@ class Board:
         what: list[object] = [drawing.concept.super_category, self.contents.model]
         if drawing.training is not None:
             what = [self.key(drawing.training), drawing.step, drawing.truncation, drawing.bypass]
-        return digest([what, sampling])
+        return json_hash([what, sampling])
 
     def path(self, cell: Cell) -> Path:
         """The file of the cell's result."""

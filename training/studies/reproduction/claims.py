@@ -5,13 +5,13 @@ Every test is a number that the claim says is above (or below) 0, with its 95% i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...evaluation.scores import Bootstrap, Estimate
-from .intervals import image_at_text, over_concepts, rank_correlation, steps_to_reach
+from ....utils.statistics import Bootstrap, Estimate, Statistic, rank_correlation
+from .intervals import image_at_text, steps_to_reach
 from .measurements import WORD, Condition, Measurements
 
 CONFIRMED, NOT_CONFIRMED = "confirmed", "not confirmed"
@@ -27,7 +27,6 @@ NETI, XTI, TI = "neti", "xti", "textual_inversion"
 BASELINES = {XTI: "XTI", TI: "Textual Inversion"}
 SMALL = ("compact", "narrow", "few_frequencies")  # the methods of a plan that save numbers
 IMAGE_ROW, TEXT_ROW = 0, 1  # of the tables
-Statistic = Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ class Claims:
         """The statistic's mean over concepts with its interval; None unless all the conditions were measured."""
         if not self.measured.has(*conditions):
             return None
-        return over_concepts(self.measured.tables(conditions), statistic, self.bootstrap)
+        return self.bootstrap.over_groups(self.measured.tables(conditions), statistic)
 
 
 def image_difference(
@@ -214,14 +213,14 @@ def image_difference(
     if not measured.has(first, second):
         return None
     tables = measured.tables([first, second])
-    return over_concepts(tables, lambda means: float(means[0, IMAGE_ROW] - means[1, IMAGE_ROW]), bootstrap)
+    return bootstrap.over_groups(tables, lambda means: means[0, IMAGE_ROW] - means[1, IMAGE_ROW])
 
 
 def against(measured: Measurements, method: str, bootstrap: Bootstrap) -> tuple[Estimate, Estimate]:
     """Image and text similarity of a method minus NeTI's, at the chosen budgets."""
     tables = measured.tables([Condition(method), Condition(NETI)])
-    image = over_concepts(tables, lambda means: float(means[0, IMAGE_ROW] - means[1, IMAGE_ROW]), bootstrap)
-    text = over_concepts(tables, lambda means: float(means[0, TEXT_ROW] - means[1, TEXT_ROW]), bootstrap)
+    image = bootstrap.over_groups(tables, lambda means: means[0, IMAGE_ROW] - means[1, IMAGE_ROW])
+    text = bootstrap.over_groups(tables, lambda means: means[0, TEXT_ROW] - means[1, TEXT_ROW])
     return image, text
 
 

@@ -5,52 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from ....models.judging.cache import FeatureCache, file_features
-from ....models.judging.judge import CLIPJudge
+from ....models.judging.cache import Picture
+from ....models.judging.metric_model import CLIPMetricModel
 from ...data.photos import find_images
 from ...evaluation.config import ConceptSource
-from ...evaluation.scores import DIVERSITY, IMAGE, TEXT, diversity, image_scores, judged_text, text_scores
+from ...evaluation.scorer import ConceptPictures, Scorer
+from ...evaluation.scores import joined
 from .plan_config import ReproductionConfig
 
-Scores = dict[str, list[float]]  # metric -> one number per image, prompt by prompt (diversity: one per prompt)
+Numbers = dict[str, list[float]]  # metric -> one number per image, prompt by prompt (diversity: one per prompt)
 
 
 class Bench:
-    """The judge, and the features of all images it has seen."""
+    """The metric model, and the features of all images it has seen."""
 
-    def __init__(self, config: ReproductionConfig, judge: CLIPJudge) -> None:
-        self.config, self.judge = config, judge
-        self.cache = FeatureCache(config.work_dir / "features", judge)
-        self._photos: dict[Path, np.ndarray] = {}
+    def __init__(self, config: ReproductionConfig, model: CLIPMetricModel) -> None:
+        concepts = {
+            source.name: ConceptPictures(source.super_category, [Picture(p) for p in find_images(source.folder)[0]])
+            for source in (*config.concept_sources, *config.tuning_sources)
+        }
+        self.scorer = Scorer(
+            concepts,
+            model,
+            placeholder=config.placeholder,
+            cache_dir=config.work_dir / "features",
+            batch_size=config.batch_size,
+        )
 
-    def generated(self, concept: ConceptSource, paths: Mapping[str, Sequence[Path]]) -> Scores:
+    def generated(self, concept: ConceptSource, paths: Mapping[str, Sequence[Path]]) -> Numbers:
         """Scores of generated images, given as prompt -> files, by the definitions of docs/metrics.md."""
-        photos, texts = self._photo_features(concept), self._text_features(concept, list(paths))
-        scores: Scores = {IMAGE: [], TEXT: [], DIVERSITY: []}
-        for files, text in zip(paths.values(), texts, strict=True):
-            shown = self._features(files)
-            scores[IMAGE] += image_scores(shown, photos).tolist()
-            scores[TEXT] += text_scores(shown, text).tolist()
-            if (spread := diversity(shown)) is not None:
-                scores[DIVERSITY].append(spread)
-        return scores
+        scores = joined(list(self.scorer.generated(concept.name, paths).values()))
+        return {metric: values.tolist() for metric, values in scores.items()}
 
-    def photos(self, concept: ConceptSource, prompts: Sequence[str]) -> Scores:
+    def photos(self, concept: ConceptSource, prompts: Sequence[str]) -> Numbers:
         """Scores of the concept's own photos in the place of generated images, each compared with every prompt."""
-        photos, texts = self._photo_features(concept), self._text_features(concept, prompts)
-        told = np.mean([text_scores(photos, text) for text in texts], axis=0)
-        return {IMAGE: image_scores(photos, photos).tolist(), TEXT: told.tolist(), DIVERSITY: []}
-
-    def _photo_features(self, concept: ConceptSource) -> np.ndarray:
-        if concept.folder not in self._photos:
-            self._photos[concept.folder] = self._features(find_images(concept.folder)[0])
-        return self._photos[concept.folder]
-
-    def _features(self, paths: Sequence[Path]) -> np.ndarray:
-        return file_features(self.judge, paths, self.cache, self.config.batch_size).numpy()
-
-    def _text_features(self, concept: ConceptSource, prompts: Sequence[str]) -> np.ndarray:
-        texts = [judged_text(prompt, self.config.placeholder, concept.super_category) for prompt in prompts]
-        return self.judge.text_features(texts).numpy()
+        return {metric: values.tolist() for metric, values in self.scorer.photos(concept.name, prompts).items()}

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ....utils.statistics import Bootstrap
 from ...evaluation.rows import PROMPT_ONLY, TRAINING_IMAGES, Row
-from ...evaluation.scores import Bootstrap
 from . import tables
 from .cells import TRUNCATED, WITHOUT_BYPASS, Choice
 from .claims import RULE, Claim

@@ -10,12 +10,12 @@ from PIL import Image
 from ....utils.grid import labelled_grid
 from ....utils.image_files import write_atomically
 from ....utils.images import load_image
+from ....utils.statistics import Bootstrap, Estimate
 from ...data.photos import find_images
 from ...evaluation.config import ConceptSource
 from ...evaluation.plot import COLOURS, INK, MARKERS, SOFT_INK
-from ...evaluation.scores import IMAGE, Bootstrap, Estimate
+from ...evaluation.scores import IMAGE
 from .cells import CURVES, TRUNCATED, Cell, Drawing
-from .intervals import over_concepts
 from .measurements import WORD, Condition, Measurements, condition_of
 from .workshop import Workshop
 
@@ -98,9 +98,7 @@ def step_curves(measured: Measurements, bootstrap: Bootstrap) -> dict[str, dict[
     """Method -> steps -> image similarity over concepts, on the short set of images."""
     return {
         method: {
-            step: over_concepts(
-                measured.tables([Condition(method, step)], [IMAGE]), lambda means: float(means[0, 0]), bootstrap
-            )
+            step: bootstrap.over_groups(measured.tables([Condition(method, step)], [IMAGE]), lambda means: means[0, 0])
             for step in measured.steps(method)
         }
         for method in CURVES

@@ -15,7 +15,7 @@ from ....utils.config.values import name_or_path, setting
 from ....utils.devices import device_problems
 from ....utils.errors import UserError
 from ....utils.seeds import parse_seeds
-from ...evaluation.config import CONCEPT_COLUMNS, ConceptSource
+from ...evaluation.config import COLUMNS, ConceptSource
 from ...evaluation.scores import PlaceholderRule
 
 METHOD_COLUMNS = "name | learning rates | steps | arguments of scripts/train.py, which may be left out"
@@ -153,7 +153,7 @@ class ReproductionConfig(Config):
 def _concept(entry: str) -> ConceptSource:
     columns = _columns(entry)
     if len(columns) != 3 or not all(columns):
-        raise UserError(f'must read "{CONCEPT_COLUMNS}"')
+        raise UserError(f'must read "{COLUMNS["concepts"]}"')
     _check_name(columns[0])
     return ConceptSource(columns[0], columns[1], Path(columns[2]))
 

@@ -9,21 +9,18 @@ from typing import Any
 
 import torch
 
-from ....models.backbone.loading import model_folder
-from ....models.judging.judge import CLIPJudge
-from ....utils.devices import pick_device
+from ....models.backbone.loading import model_hash
+from ....models.judging.metric_model import CLIPMetricModel
+from ....utils.devices import describe_machine, pick_device
 from ....utils.errors import UserError
+from ....utils.hashing import folder_hash
 from ....utils.image_files import write_atomically, write_json
-from ....utils.machine import describe_machine
+from ....utils.statistics import Bootstrap
 from ...config.run import RunConfig
-from ...evaluation.config import MetricsConfig
 from ...evaluation.plot import write_plot
-from ...evaluation.protocol import protocol
-from ...evaluation.report import Report
+from ...evaluation.report import Report, bootstrap_protocol
 from ...evaluation.rows import Kind
-from ...evaluation.scores import Bootstrap
 from ...miniature.report.pictures import save_jpeg
-from ...miniature.report.workbench import files_digest
 from .board import Board, Contents, matching, with_required
 from .cells import Cell, Choice, longest, main_cells, search_cells
 from .claims import Claims
@@ -57,14 +54,14 @@ class Reproduction:
         self.base = next(iter(self.runs.values()))
         self.device = process.device(config.device, torch.cuda.device_count())
         place = pick_device(self.device)
-        self.judge = CLIPJudge.from_pretrained(
+        self.judge = CLIPMetricModel.from_pretrained(
             config.judge, resizing=config.resizing, revision=config.judge_revision, device=place, key="judge"
         )
         sources = (*config.concept_sources, *config.tuning_sources)
         contents = Contents(
-            model=files_digest(model_folder(self.base.model.pretrained_model_name_or_path, self.base.model.revision)),
+            model=model_hash(self.base.model.pretrained_model_name_or_path, self.base.model.revision),
             judge=self.judge.digest,
-            photos={source.name: files_digest(source.folder) for source in sources},
+            photos={source.name: folder_hash(source.folder) for source in sources},
         )
         self.board = Board(config, contents, process.count, tell)
         self.workshop = Workshop(self.board, Bench(config, self.judge), self.base, self.device)
@@ -137,7 +134,7 @@ class Reproduction:
         write_json({"claims": claims, "search": searched}, config.work_dir / "claims.json")
 
         pictures, stem = config.page.parent / "images", config.page.stem
-        plotted = [row for row in report.rows if row.kind is Kind.rail or row.method in PLOTTED]
+        plotted = [row for row in report.rows if row.kind is Kind.bound or row.method in PLOTTED]
         write_plot(Report(report.protocol, {}, plotted, []), pictures / f"{stem}_curve.png")
         write_steps_plot(step_curves(measured, bootstrap), pictures / f"{stem}_steps.png")
         shown = self._draw_grids(Grids(self.workshop, main), outcome, pictures)
@@ -170,14 +167,6 @@ class Reproduction:
     def _protocol(self) -> dict[str, Any]:
         """Every choice that decides the numbers, by name."""
         config = self.config
-        judging = MetricsConfig(
-            judge=config.judge,
-            judge_revision=config.judge_revision,
-            placeholder=config.placeholder,
-            resizing=config.resizing,
-            bootstrap_samples=config.bootstrap_samples,
-            bootstrap_seed=config.bootstrap_seed,
-        )
         return {
             "base_model": _shown_name(self.base),
             "base_model_digest": self.board.contents.model,
@@ -190,7 +179,9 @@ class Reproduction:
             "train_seeds": list(config.train_seeds),
             "sampler": f"{config.scheduler}, {config.num_denoising_steps} steps, guidance {config.guidance_scale:g}, "
             f"{config.torch_dtype}",
-            **protocol(judging, self.judge, None, self.device),
+            **self.workshop.bench.scorer.protocol,
+            "judge_revision": config.judge_revision,
+            **bootstrap_protocol(Bootstrap(config.bootstrap_samples, config.bootstrap_seed)),
         }
 
 

@@ -14,11 +14,11 @@ from ....models.backbone.frame import Frame
 from ....models.concepts.concept import Concept
 from ....models.methods import METHODS, Start
 from ....utils.config.parsing import to_plain_dict
-from ...coach.setup import method_config
+from ....utils.statistics import Bootstrap
+from ...coach.plan import method_config
 from ...config.run import ConceptDtype, RunConfig
-from ...evaluation.rows import TRAINING_IMAGES, Kind, Row, metric_rows
-from ...evaluation.rows import Cell as ScoredImages
-from ...evaluation.scores import IMAGE, TEXT, Bootstrap
+from ...evaluation.rows import TRAINING_IMAGES, Kind, Row, ScoredSet, metric_rows
+from ...evaluation.scores import IMAGE, TEXT
 from .board import Board
 from .cells import Cell, Drawing, Training
 from .measurements import WORD, ConceptScores, Condition, Measurements, condition_of
@@ -82,14 +82,14 @@ def rows(measured: Measurements, photos: dict[str, ConceptScores], bootstrap: Bo
     for condition, of_concepts in measured.scores.items():
         if condition.step is not None:
             continue
-        kind = Kind.rail if condition == WORD else Kind.run
+        kind = Kind.bound if condition == WORD else Kind.run
         method = condition.method if condition.bypass else BASE_ALONE.format(condition.method)
         for concept, scores in of_concepts.items():
             sets.append(
-                ScoredImages(kind, method, concept, condition.truncation, len(scores[IMAGE]), scores, by_prompt={})
+                ScoredSet(kind, method, concept, condition.truncation, len(scores[IMAGE]), scores, by_prompt={})
             )
     for concept, scores in photos.items():
-        sets.append(ScoredImages(Kind.rail, TRAINING_IMAGES, concept, None, len(scores[IMAGE]), scores, by_prompt={}))
+        sets.append(ScoredSet(Kind.bound, TRAINING_IMAGES, concept, None, len(scores[IMAGE]), scores, by_prompt={}))
     return metric_rows(sets, bootstrap)
 
 

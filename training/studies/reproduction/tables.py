@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ...evaluation.rows import Kind, Row, truncation_name
-from ...evaluation.scores import DIVERSITY, IMAGE, TEXT, Bootstrap, Estimate
+from ....utils.statistics import Bootstrap, Estimate
+from ...evaluation.report import units
+from ...evaluation.rows import Row
+from ...evaluation.scores import DIVERSITY, IMAGE, TEXT
 from .cells import Choice
 from .claims import BASELINES, IMAGE_ROW, NETI, Claim, against, image_difference, reading
-from .intervals import over_concepts
 from .measurements import Condition, Measurements
 from .selection import Candidate, edges
 
@@ -19,18 +20,9 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
 
 
-def _units(row: Row) -> str:
-    return "" if row.kind is Kind.rail else truncation_name(row.truncation)
-
-
 def shown(estimate: Estimate | None, digits: int = 3) -> str:
     """`0.812 [0.790, 0.833]`; without brackets where there is no interval."""
-    if estimate is None:
-        return "-"
-    mean = f"{estimate.mean:.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return mean
-    return f"{mean} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    return "-" if estimate is None else estimate.shown(f"{{:.{digits}f}}")
 
 
 def verdicts(claims: Sequence[Claim]) -> str:
@@ -109,7 +101,7 @@ def steps(measured: Measurements, bootstrap: Bootstrap) -> str:
     lines = []
     for step in measured.steps(NETI):
         own = Condition(NETI, step)
-        image = over_concepts(measured.tables([own]), lambda means: float(means[0, IMAGE_ROW]), bootstrap)
+        image = bootstrap.over_groups(measured.tables([own]), lambda means: means[0, IMAGE_ROW])
         ahead = [image_difference(measured, own, Condition(baseline, step), bootstrap) for baseline in compared]
         lines.append([step, shown(image), *map(shown, ahead)])
     return markdown(["steps", "neti", *(f"neti minus {baseline}" for baseline in compared)], lines)
@@ -118,7 +110,7 @@ def steps(measured: Measurements, bootstrap: Bootstrap) -> str:
 def others(rows: Sequence[Row], names: Mapping[str, str]) -> str:
     """Rows that belong to no method's chosen budget (truncations, v_base alone, rails), by the titles in `names`."""
     lines = [
-        (names[row.method], _units(row), *(shown(row.estimates.get(m)) for m in (IMAGE, TEXT)))
+        (names[row.method], units(row), *(shown(row.estimates.get(m)) for m in (IMAGE, TEXT)))
         for row in rows
         if row.method in names
     ]

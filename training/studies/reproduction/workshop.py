@@ -19,12 +19,13 @@ from ....models.conditioning.composition import AnyConcept
 from ....models.conditioning.prompts import SLOT
 from ....models.generation.draw import draw
 from ....models.generation.gallery import Gallery
-from ....models.generation.recipes import ImageRecipe, content_hash, made_with
+from ....models.generation.recipes import ImageRecipe, made_with
 from ....models.generation.run import DTYPES
 from ....models.methods import NeTI
 from ....utils.errors import UserError
+from ....utils.hashing import file_hash
 from ...coach.launch import launch
-from ...coach.losses import Diverged
+from ...coach.optimizer import Diverged
 from ...coach.run_folder import RunFolder
 from ...config.run import RunConfig
 from .board import Board
@@ -82,7 +83,7 @@ class Workshop:
         """Prompt -> the recipes of its images; those of the rails show the super-category word."""
         config, concept = self.config, ""
         if cell.training is not None:
-            concept = content_hash([self._concept_file(cell)]) + ("" if cell.bypass else ", bypass off")
+            concept = file_hash(self._concept_file(cell)) + ("" if cell.bypass else ", bypass off")
         common = ImageRecipe(
             prompt="",
             negative_prompt="",

@@ -1,0 +1,178 @@
+"""A whole Stable Diffusion in one file, under the names of the latent-diffusion code."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_files import POINTER, Hostile, one_file, same_numbers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.files import single_file
+from neti.models.backbone.loading import load_parts, model_hash
+from neti.utils.errors import UserError
+
+
+@pytest.fixture
+def settings(tiny_backbone_folder: Path, tmp_path: Path) -> Path:
+    """A folder with settings and tokenizer, and no weights."""
+    return Path(
+        shutil.copytree(tiny_backbone_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    )
+
+
+@pytest.fixture
+def tensors(tiny_backbone: Backbone) -> dict[str, Tensor]:
+    return one_file(tiny_backbone)
+
+
+def test_a_safetensors_file(tiny_backbone: Backbone, settings: Path, tensors: dict[str, Tensor]) -> None:
+    path = settings / "tiny.safetensors"
+    save_file(tensors, path)
+    loaded = Backbone.from_pretrained(str(path))
+    assert same_numbers(loaded, tiny_backbone)
+    assert loaded.name == str(path)
+    text = "a photo of a teddy"
+    assert loaded.tokenizer(text).input_ids == tiny_backbone.tokenizer(text).input_ids
+    assert {p.dtype for p in Backbone.from_pretrained(str(path), dtype=torch.float16).unet.parameters()} == {torch.half}
+
+
+def test_a_relative_path_that_looks_like_a_hub_name(
+    tiny_backbone: Backbone, settings: Path, tensors: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(tensors, settings / "tiny.safetensors")
+    monkeypatch.chdir(settings.parent)
+    assert same_numbers(Backbone.from_pretrained("model/tiny.safetensors"), tiny_backbone)
+    with pytest.raises(UserError, match=r"model 'model/other.safetensors': no such file"):
+        Backbone.from_pretrained("model/other.safetensors")
+
+
+def test_a_ckpt_with_the_records_of_its_training(
+    tiny_backbone: Backbone, settings: Path, tensors: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of 2022 keep PyTorch Lightning's callbacks by their classes, which weights_only alone refuses."""
+    lightning = type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"})
+    module: Any = type(sys)("pytorch_lightning.callbacks.model_checkpoint")
+    module.ModelCheckpoint = lightning
+    path = settings / "tiny.ckpt"
+    with monkeypatch.context() as patched:
+        for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__):
+            patched.setitem(sys.modules, name, module)
+        torch.save({"state_dict": tensors, "global_step": 470000, "callbacks": {lightning: {"every": 1}}}, path)
+    assert same_numbers(Backbone.from_pretrained(str(path)), tiny_backbone)
+
+
+def test_the_parts_that_are_not_wanted_are_not_read(settings: Path, tensors: dict[str, Tensor]) -> None:
+    path = settings / "tiny.safetensors"
+    save_file({name: value for name, value in tensors.items() if "output_blocks" not in name}, path)
+    loaded = Backbone.from_pretrained(str(path), components=["text_encoder"])
+    assert next(loaded.unet.parameters()).is_meta and loaded.word_embedding("teddy").shape == (32,)
+    with pytest.raises(UserError, match=r"tensors of its U-Net or VAE are missing\); it is incomplete"):
+        Backbone.from_pretrained(str(path))
+
+
+@pytest.mark.parametrize("name", ["embeddings.position_embedding.weight", "encoder.layers.1.layer_norm1.bias"])
+def test_a_text_encoder_that_lacks_a_tensor(settings: Path, tensors: dict[str, Tensor], name: str) -> None:
+    del tensors[f"cond_stage_model.transformer.text_model.{name}"]
+    save_file(tensors, settings / "tiny.safetensors")
+    with pytest.raises(UserError, match=r"cannot load its weights .*missing.*; it is incomplete") as caught:
+        Backbone.from_pretrained(str(settings / "tiny.safetensors"), components=["text_encoder"])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_text_encoder_of_stable_diffusion_2(tiny_backbone: Backbone, settings: Path) -> None:
+    """OpenCLIP's names, queries, keys and values in one matrix."""
+    save_file(one_file(tiny_backbone, family=2), settings / "tiny.safetensors")
+    assert same_numbers(Backbone.from_pretrained(str(settings / "tiny.safetensors")), tiny_backbone)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "pad"),
+    [(1, (859_520_964, 83_653_863, 123_060_480), 49407), (2, (865_910_724, 83_653_863, 340_387_840), 0)],
+)
+def test_without_settings_beside_it_has_those_of_its_family(
+    tiny_backbone: Backbone, tmp_path: Path, family: int, sizes: tuple[int, ...], pad: int
+) -> None:
+    path = tmp_path / "alone.safetensors"
+    save_file(one_file(tiny_backbone, family), path)
+    parts = load_parts(str(path), revision=None, dtype=torch.float32, weights=())
+    assert tuple(sum(p.numel() for p in parts[part].parameters()) for part in ("unet", "vae", "text_encoder")) == sizes
+    assert parts["tokenizer"]("a photo of a cat.").input_ids == [49406, 320, 1125, 539, 320, 2368, 269, 49407]
+    assert parts["tokenizer"].pad_token_id == pad
+    assert parts["scheduler"].config["prediction_type"] == ("epsilon" if family == 1 else "v_prediction")
+    with pytest.raises(UserError, match=r"cannot load its weights from .*alone.safetensors") as caught:
+        Backbone.from_pretrained(str(path))  # tiny weights are not of its sizes
+    assert "\n" not in str(caught.value)
+
+
+def test_the_digest_counts_the_file(settings: Path, tensors: dict[str, Tensor]) -> None:
+    path = settings / "tiny.safetensors"
+    save_file(tensors, path)
+    before = model_hash(str(path))
+    assert model_hash(str(shutil.copy(path, path.with_name("other.safetensors")))) == before
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert model_hash(str(path)) != before
+
+
+LORA = {"lora_unet_down_blocks_0.lora_up.weight": torch.zeros(2, 2)}
+XL = {"conditioner.embedders.1.model.ln_final.bias": torch.zeros(2), single_file.FIRST_LAYER: torch.zeros(8, 4, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LORA, "it holds no whole Stable Diffusion"),
+        (XL, "it is a Stable Diffusion XL"),
+        (POINTER.encode(), "is a Git LFS pointer"),
+        (b"", "model "),
+        (b"\xff" * 100, "model "),
+    ],
+)
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_what_is_no_checkpoint(tmp_path: Path, ending: str, content: Any, message: str) -> None:
+    path = tmp_path / f"file.{ending}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif ending == "ckpt":
+        torch.save({"state_dict": content}, path)
+    else:
+        save_file(content, path)
+    with pytest.raises(UserError, match=message) as caught:
+        Backbone.from_pretrained(str(path))
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [5, 8, 9])
+def test_one_that_wants_more_than_latents(settings: Path, tensors: dict[str, Tensor], channels: int) -> None:
+    first = tensors[single_file.FIRST_LAYER]
+    tensors[single_file.FIRST_LAYER] = torch.zeros(first.shape[0], channels, 3, 3)
+    save_file(tensors, settings / "tiny.safetensors")
+    with pytest.raises(UserError, match=f"has {channels} input channels"):
+        Backbone.from_pretrained(str(settings / "tiny.safetensors"), components=())
+
+
+def test_a_hostile_ckpt(settings: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": tensors, "callbacks": Hostile(tmp_path / "run")}, settings / "tiny.ckpt")
+    with pytest.raises(UserError, match=r"refused, nothing was executed: .*Path"):
+        Backbone.from_pretrained(str(settings / "tiny.ckpt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_ending(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no model")
+    with pytest.raises(
+        UserError, match=r"is a file; give a folder, or a checkpoint that ends in .safetensors or .ckpt"
+    ):
+        Backbone.from_pretrained(str(tmp_path / "notes.txt"))
+
+
+def test_a_folder_that_holds_a_checkpoint_only(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, tmp_path / "tiny.safetensors")
+    with pytest.raises(UserError, match=r"to use the checkpoint in this folder, give its path: .*tiny.safetensors"):
+        Backbone.from_pretrained(str(tmp_path))
