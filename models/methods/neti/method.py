@@ -73,6 +73,7 @@ class NeTI(Method):
         if config.normalize_output and config.target_norm is None:
             raise ValueError("target_norm is not known: NeTI.create takes it from the initial embedding")
         self.truncation_width = config.hidden_dim
+        self.is_ordered = config.use_nested_dropout
         self.mapper = NeTIMapper(
             num_layers=frame.num_places,
             width=frame.text_width,
