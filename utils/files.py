@@ -21,6 +21,7 @@ MAX_TEXT = 2**20  # bytes: a thousand pages; the largest config of this project 
 MAX_JSON = 2**24  # bytes: the vocabulary of a tokenizer, the largest JSON beside a model, has 1 MB
 MAX_DEPTH = 32  # of JSON
 MAX_INTEGER = 2**63 - 1
+NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")  # what no prompt, name or path may hold
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _LFS_POINTER = b"version https://git-lfs.github.com/"
 
@@ -86,9 +87,14 @@ def read_text(path: str | Path, what: str, limit: int = MAX_TEXT) -> str:
     if len(content) > limit:
         raise UserError(f"the {what} {path} has more than {limit / 2**20:g} MiB; is it the right file?")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"the {what} {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    if found := NO_TEXT.search(text):
+        raise UserError(
+            f"the {what} {path} is no text file: character {found.start()} is {found[0]!a}; save it as UTF-8"
+        )
+    return text
 
 
 def read_json_object(path: str | Path, what: str) -> dict[str, Any]:

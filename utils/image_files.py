@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 from PIL import Image, PngImagePlugin
 
 from .errors import UserError
+from .files import parse_json_object
 
 METADATA_KEY = "neti"  # the PNG text entry; `exiftool image.png` and Pillow's `image.text` show it under this name
 
@@ -56,8 +58,9 @@ def write_json(value: object, path: Path) -> None:
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """What `write_png` put into the file, read from its header; None for any other file (foreign, broken, no PNG)."""
     try:
-        with Image.open(path) as image:
-            metadata = json.loads(image.info[METADATA_KEY])
-    except (OSError, KeyError, ValueError, RecursionError, Image.DecompressionBombError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no pixel is read
+            with Image.open(path) as image:
+                return parse_json_object(image.info[METADATA_KEY])
+    except Exception:  # a broken file makes its decoder raise almost anything
         return None
-    return metadata if isinstance(metadata, dict) else None

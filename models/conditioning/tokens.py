@@ -78,14 +78,14 @@ def _encode(
 
     if required and placeholders and not any(placed):
         raise UserError(
-            f"prompt {prompt!r}: names none of the concepts; write one of {', '.join(placeholders)} where it belongs"
+            f"prompt {shown(prompt)}: names none of the concepts; write one of {', '.join(placeholders)} where it goes"
         )
     length = tokenizer.model_max_length
     if len(ids) + 1 > length:
         if any(placed[length - 1 :]):
             raise UserError(
-                f"prompt {prompt!r}: {len(ids) - 1} tokens, the model reads {length - 2}, and a placeholder would be "
-                "cut off; shorten the prompt or move the placeholder to its front"
+                f"prompt {shown(prompt)}: {len(ids) - 1} tokens, the model reads {length - 2}, and a placeholder would "
+                "be cut off; shorten the prompt or move the placeholder to its front"
             )
         _warn_of_cut(prompt, len(ids) - 1, length - 2)
         ids, placed = ids[: length - 1], placed[: length - 1]

@@ -56,6 +56,8 @@ class Method(nn.Module, ABC):
     settings_class: ClassVar[type] = NoSettings  # a frozen dataclass: what may be chosen when drawing
     truncation_width: int = 0
     """How many units `truncation` may keep; 0: the method cannot be truncated."""
+    is_ordered: bool = True
+    """Whether training has ordered the units by importance, which is what a truncation counts on."""
     positions: int = 1
     """How many token positions the placeholder takes."""
 

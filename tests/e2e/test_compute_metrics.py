@@ -223,7 +223,7 @@ def test_images_without_a_recipe(run: Run, tmp_path: Path) -> None:
     picture(0).save(foreign)
     assert f"{foreign} carries no recipe" in refused(run(), tmp_path)
     write_png(picture(0), foreign, {"recipe": {"prompt": 3}})
-    assert f"{foreign} carries no recipe" in refused(run(), tmp_path)
+    assert f"{foreign}: its recipe is damaged or was edited" in refused(run(), tmp_path)
 
 
 def foreign(folder: Path, first: int, **formats: str) -> Path:

@@ -153,6 +153,7 @@ def method_config(model: ModelConfig) -> Any:
         "target_norm": model.target_norm,
         "use_time": model.use_time,
         "use_layer": model.use_layer,
+        "num_vectors": model.num_vectors,
     }
     config_class = METHODS[model.method].config_class
     return config_class(**{f.name: settings[f.name] for f in fields(config_class) if f.name in settings})

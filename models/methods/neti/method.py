@@ -74,6 +74,7 @@ class NeTI(Method):
     def __init__(self, config: NeTIConfig, frame: Frame) -> None:
         super().__init__(config, frame)
         self.truncation_width = config.hidden_dim
+        self.is_ordered = config.use_nested_dropout
         self.mapper = NeTIMapper(
             num_layers=frame.num_places,
             widths=frame.text_widths,
