@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, CLIPSegForImageSegmentation, CLIPTokenizer
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, first_line
+from ...utils.hashing import pixels_hash
 from ...utils.image_files import read_metadata, write_png
 from ...utils.images import load_image
 from .masks import mask_file, masks_of
@@ -57,10 +57,9 @@ class Segmenter:
                 raise ValueError("its tokenizer has fewer words than its text encoder")
             processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
             raise UserError(
-                f"--model {name_or_path}: cannot be loaded ({reason}); a CLIPSeg model is needed, by its hub name or "
-                "as a complete local folder: config, weights, tokenizer and preprocessor_config.json"
+                f"--model {name_or_path}: cannot be loaded ({first_line(error)}); a CLIPSeg model is needed, by its hub "
+                "name or as a complete local folder: config, weights, tokenizer and preprocessor_config.json"
             ) from error
         return cls(model.float().eval().to(device), tokenizer, processor, name_or_path)
 
@@ -91,7 +90,7 @@ def make_masks(
         soft = Image.fromarray((found / max(surest, 1e-6) * 255).round().astype(np.uint8))
         mask = soft.resize(image.size, Image.Resampling.BILINEAR)
         path = mask_file(photo, folder, beside=beside)
-        write_png(mask, path, {KEY: {"model": segmenter.name, "word": word, "pixels": _digest(mask)}})
+        write_png(mask, path, {KEY: {"model": segmenter.name, "word": word, "pixels": pixels_hash([mask])}})
         yield MadeMask(path, surest, float(np.asarray(mask).mean() / 255))
 
 
@@ -106,10 +105,6 @@ def _was_made_here(mask: Path) -> bool:
         return False
     try:
         with Image.open(mask) as image:
-            return record.get("pixels") == _digest(image.convert("L"))
+            return record.get("pixels") == pixels_hash([image.convert("L")])
     except OSError:
         return False
-
-
-def _digest(mask: Image.Image) -> str:
-    return hashlib.sha256(mask.tobytes()).hexdigest()
