@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -122,9 +123,7 @@ class ConceptDataset:
     def fingerprint(self) -> str:
         """A hash of what is learned from, wherever the folder lies: the bytes of images and masks, and the captions."""
         try:
-            images, masks = (
-                [bytes.fromhex(file_hash(path)[7:]) for path in ps] for ps in (self.paths, self.mask_paths)
-            )
+            images, masks = ([_content(path) for path in paths] for paths in (self.paths, self.mask_paths))
         except OSError as error:
             raise UserError(f"the image {error.filename} cannot be read: {error.strerror}") from None
         pairs = zip(images, self.captions, strict=True)

@@ -58,8 +58,8 @@ class Segmenter:
             processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise UserError(
-                f"--model {name_or_path}: cannot be loaded ({first_line(error)}); a CLIPSeg model is needed, by its hub "
-                "name or as a complete local folder: config, weights, tokenizer and preprocessor_config.json"
+                f"--model {name_or_path}: cannot be loaded ({first_line(error)}); a CLIPSeg model is needed, by its "
+                "hub name or as a complete local folder: config, weights, tokenizer and preprocessor_config.json"
             ) from error
         return cls(model.float().eval().to(device), tokenizer, processor, name_or_path)
 
