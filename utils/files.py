@@ -23,7 +23,7 @@ MAX_DEPTH = 32  # of JSON
 MAX_INTEGER = 2**63 - 1
 NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")  # what no prompt, name or path may hold
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_LFS_POINTER = b"version https://git-lfs.github.com/"
+LFS_POINTER = b"version https://git-lfs.github.com/"
 
 
 def user_path(text: str) -> Path:
@@ -50,7 +50,7 @@ def require_file(path: str | Path, what: str) -> Path:
             kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
             raise UserError(f"the {what} {shorten(str(path))} cannot be read: it is {kind}; give the path of a file")
         with open(path, "rb") as file:
-            start = file.read(len(_LFS_POINTER))
+            start = file.read(len(LFS_POINTER))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"the {what} {shorten(str(path))} does not exist; check the path") from None
     except OSError as error:
@@ -59,7 +59,7 @@ def require_file(path: str | Path, what: str) -> Path:
         raise
     except ValueError:  # a NUL or a lone surrogate
         raise UserError(f"the {what} {str(path)!a:.200} does not exist: no file can have this name") from None
-    if start == _LFS_POINTER:
+    if start == LFS_POINTER:
         raise UserError(f"the {what} {path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
     return path
 

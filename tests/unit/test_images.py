@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from neti.utils.errors import UserError
+from neti.utils.image_files import read_metadata
 from neti.utils.images import SquareMode, load_alpha, load_image, read_image, to_square
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -343,6 +344,7 @@ def test_a_decompression_bomb_is_named_and_not_unpacked(tmp_path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b""))
     with pytest.raises(UserError, match=r"bomb\.png has more than 178 million pixels; scale it down first"):
         load_image(path)
+    assert read_metadata(path) is None
 
 
 def test_stretch_uses_the_whole_image() -> None:

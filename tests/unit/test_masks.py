@@ -119,8 +119,10 @@ def test_photos_without_a_mask_are_named_at_once(folder: Path) -> None:
     with pytest.raises(UserError, match=r"has no mask a-masklabel\.png or a_bg\.png or a\.png in .*empty"):
         (folder / "empty").mkdir()
         dataset(folder, masks_dir=folder / "empty")
-    with pytest.raises(UserError, match=r"data\.masks_dir: the folder .*nowhere cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"has no mask .* in .*nowhere"):
         dataset(folder, masks_dir=folder / "nowhere")
+    with pytest.raises(UserError, match=r"the folder of masks .*a\.png cannot be read: Not a directory"):
+        dataset(folder, masks_dir=folder / "a.png")
 
 
 def test_masks_that_cannot_be_meant_are_named_at_once(folder: Path) -> None:

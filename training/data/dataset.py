@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...models.conditioning.prompts import OBJECT_TEMPLATES, SHORT_TEMPLATES, STYLE_TEMPLATES
 from ...utils.errors import UserError
+from ...utils.hashing import file_hash, sha256
 from ...utils.images import SquareMode, read_image, to_square
 from ..config.options import LearnableProperty, MaskSource, Templates
 from ..config.run import DataConfig
@@ -121,16 +122,12 @@ class ConceptDataset:
 
     def fingerprint(self) -> str:
         """A hash of what is learned from, wherever the folder lies: the bytes of images and masks, and the captions."""
-        digest = hashlib.sha256()
         try:
-            for path, caption in zip(self.paths, self.captions, strict=True):
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-                digest.update(repr(caption).encode())
-            for path in self.mask_paths:
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+            images, masks = ([_content(path) for path in paths] for paths in (self.paths, self.mask_paths))
         except OSError as error:
             raise UserError(f"the image {error.filename} cannot be read: {error.strerror}") from None
-        return digest.hexdigest()[:16]
+        pairs = zip(images, self.captions, strict=True)
+        return sha256([*(part for image, text in pairs for part in (image, repr(text).encode())), *masks])[:16]
 
     def _read(self, image_ids: Sequence[int]) -> list[_Photo]:
         if self.config.dataloader_num_workers == 0:
@@ -170,6 +167,11 @@ def _shape_remarks(size: tuple[int, int], mode: SquareMode) -> list[str]:
         SquareMode.pad: f"pad leaves {1 - 1 / ratio:.0%} of the square white",
     }
     return [f"its sides are {ratio:.1f} : 1, and data.square_mode = {becomes[mode]}"]
+
+
+def _content(path: Path) -> bytes:
+    """The SHA-256 of a file's bytes. OSError if it cannot be read."""
+    return bytes.fromhex(file_hash(path).removeprefix("sha256:"))
 
 
 def _by_words(facts: list[tuple[str, str]]) -> list[str]:
