@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_judge import generate, photos, picture, recipe, save_clip, save_vit
 
 from neti.models.judging.metric_model import CLIPMetricModel
-from neti.utils.image_files import read_metadata, write_png
+from neti.utils.images.png import read_metadata, write_png
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compute_metrics.py"
 PROMPTS = ("A photo of a {}", "{} on a beach")

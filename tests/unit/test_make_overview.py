@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tiny_judge import generate, photos, picture, recipe
 
-from neti.utils.image_files import read_metadata, write_png
+from neti.utils.images.png import read_metadata, write_png
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_overview.py"
 
