@@ -44,7 +44,7 @@ class Picture:
         image = load_image(self.path)
         if self.mask is None:
             return image
-        mask = load_image(self.mask).convert("L").resize(image.size, Image.Resampling.BILINEAR)
+        mask = load_image(self.mask, background="black").convert("L").resize(image.size, Image.Resampling.BILINEAR)
         return Image.composite(image, Image.new("RGB", image.size, OUTSIDE), mask)
 
 
