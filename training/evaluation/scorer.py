@@ -58,8 +58,7 @@ def find_pictures(source: ConceptSource, references: Path | None, masks: Path | 
     photos = [Picture(path) for path in _images(source.folder, "concepts")]
     masked: list[Picture] = []
     if masks is not None:
-        place = None if masks.resolve() == source.folder.resolve() else masks
-        data = DataConfig(source.folder, "<any>", masks=MaskSource.folder, masks_dir=place)
+        data = DataConfig(source.folder, "<any>", masks=MaskSource.folder, masks_dir=masks)
         files = find_masks([photo.path for photo in photos], data)
         masked = [Picture(photo.path, mask) for photo, mask in zip(photos, files, strict=True)]
     others = [] if references is None else [Picture(path) for path in _images(references, "references")]
