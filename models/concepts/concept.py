@@ -13,7 +13,7 @@ import torch
 
 from ...utils.config.records import from_plain
 from ...utils.errors import UserError, shown
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 from ..backbone.backbone import Backbone
 from ..backbone.loading import BUNDLED
 from ..conditioning.tokens import check_placeholder

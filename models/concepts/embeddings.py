@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import UserError, shorten
-from ...utils.files import require_file
-from ...utils.image_files import write_atomically
+from ...utils.files import require_file, write_atomically
 from ..backbone.backbone import Backbone
 from ..backbone.frame import Frame
 from ..conditioning.tokens import check_placeholder

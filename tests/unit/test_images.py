@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from neti.utils.errors import UserError
-from neti.utils.image_files import read_metadata
 from neti.utils.images import SquareMode, load_alpha, load_image, read_image, to_square
+from neti.utils.images.png import read_metadata
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from neti.training.data.photos import find_images
-from neti.utils import image_formats
 from neti.utils.errors import UserError
+from neti.utils.images import formats as image_formats
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 

@@ -14,7 +14,7 @@ from ...models.concepts.concept import Concept
 from ...models.generation.sampling import NaNImageError
 from ...utils.config.parsing import to_plain_dict
 from ...utils.errors import UserError, first_line
-from ...utils.image_files import write_png
+from ...utils.images.png import write_png
 from ..config.run import ConceptDtype, RunConfig
 from ..data.batches import Batches
 from ..data.latents import LatentCache

@@ -14,8 +14,8 @@ from transformers import AutoImageProcessor, CLIPSegForImageSegmentation, CLIPTo
 
 from ...utils.errors import UserError, first_line
 from ...utils.hashing import pixels_hash
-from ...utils.image_files import read_metadata, write_png
 from ...utils.images import load_image
+from ...utils.images.png import read_metadata, write_png
 from .masks import mask_file, masks_of
 
 TEMPLATES = (

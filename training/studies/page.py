@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ...utils.errors import UserError
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 
 BEGIN, END = "<!-- measured: begin, do not edit -->", "<!-- measured: end -->"
 

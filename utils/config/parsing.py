@@ -22,8 +22,7 @@ import yaml
 from pyrallis.argparsing import ArgumentParser
 
 from ..errors import UserError, shown
-from ..files import user_path
-from ..image_files import write_atomically
+from ..files import user_path, write_atomically
 from .values import convert, range_problem
 from .yaml_text import load_yaml, parse_flow
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from ....utils.errors import UserError, first_line
-from ....utils.image_files import write_atomically
+from ....utils.files import write_atomically
 from ...backbone.frame import Frame
 from ...concepts.restricted_pickle import read_pickle
 from .encoder import Encoder, matrices_digest

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....utils.errors import UserError
-from ....utils.image_files import write_atomically
+from ....utils.files import write_atomically
 
 if TYPE_CHECKING:
     from ...backbone.text import TextStack

@@ -13,8 +13,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ....models.conditioning.prompts import PAPER_PROMPTS, SLOT
+from ....utils.files import write_atomically
 from ....utils.grid import labelled_grid
-from ....utils.image_files import write_atomically
 from ..pretraining import data
 from ..world.concepts import ConceptPhotos
 from .rows import Bench, LearnedConcept

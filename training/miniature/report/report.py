@@ -16,8 +16,8 @@ from ....models.concepts.concept import Concept
 from ....models.generation.sampling import SamplingConfig
 from ....models.judging.metric_model import CLIPMetricModel
 from ....utils.errors import UserError
+from ....utils.files import write_atomically
 from ....utils.hashing import folder_hash
-from ....utils.image_files import write_atomically
 from ..pretraining import data
 from ..world.concepts import ConceptPhotos, read_concepts
 from ..world.world import World

@@ -14,8 +14,9 @@ from ....models.backbone.backbone import Backbone
 from ....models.concepts.concept import Concept
 from ....models.conditioning.prompts import SLOT
 from ....models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
+from ....utils.files import write_json
 from ....utils.hashing import json_hash
-from ....utils.image_files import write_json, write_png
+from ....utils.images.png import write_png
 
 
 class Results:

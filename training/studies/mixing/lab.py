@@ -20,7 +20,7 @@ from ....models.generation.sampling import SamplingConfig, decode, denoise, init
 from ....models.judging.metric_model import CLIPMetricModel
 from ....utils.errors import UserError
 from ....utils.hashing import folder_hash, json_hash
-from ....utils.image_files import write_png
+from ....utils.images.png import write_png
 from ...miniature.report.concept_training import trained_file
 from ...miniature.report.rows import LearnedConcept
 from ...miniature.report.workbench import Results

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ....utils.errors import UserError
-from ....utils.image_files import write_atomically
+from ....utils.files import write_atomically
 from ....utils.statistics import Bootstrap, rank_correlation
 from .config import MixingConfig
 from .mixing import both_found

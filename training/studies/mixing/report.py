@@ -9,8 +9,8 @@ from PIL import Image
 
 from ....models.backbone.loading import BUNDLED
 from ....utils.devices import describe_machine
+from ....utils.files import write_json
 from ....utils.grid import labelled_grid
-from ....utils.image_files import write_json
 from ...miniature.report.pictures import SMALL_TILE, enlarge, save_jpeg
 from .config import MixingConfig, pair_of
 from .lab import MixingLab

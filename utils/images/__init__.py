@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from .config.choices import Choice
-from .errors import UserError
-from .grid import labelled_grid
-from .image_formats import foreign_format, is_lfs_pointer, open_image
+from ..config.choices import Choice
+from ..errors import UserError
+from ..grid import labelled_grid
+from .formats import foreign_format, is_lfs_pointer, open_image
 
 __all__ = ["ReadImage", "SquareMode", "labelled_grid", "load_alpha", "load_image", "read_image", "to_square"]
 
