@@ -32,9 +32,9 @@ from ...utils.image_files import write_atomically
 from ..backbone.backbone import Backbone
 from ..backbone.frame import Frame
 from ..conditioning.tokens import check_placeholder
-from .files import without_paths
 from ..methods import XTI, TextualInversion, WordVectorsConfig
 from .concept import Concept
+from .files import without_paths
 from .restricted_pickle import read_pickle
 from .tensors import plain, read_safetensors
 
