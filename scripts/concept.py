@@ -11,6 +11,7 @@ python scripts/concept.py export --timestep 700 --per_layer concept-steps-1000.s
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import TYPE_CHECKING
 try:
     import yaml
 
-    from neti.models.concepts.files import explicit_files
-    from neti.utils.errors import UserError, exit_on_user_error
+    from neti.models.concepts.files import explicit_files, files_at
+    from neti.utils.config.values import name_or_path
+    from neti.utils.errors import ArgumentParser, UserError, exit_on_user_error
+    from neti.utils.files import user_path
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
@@ -29,36 +32,43 @@ if TYPE_CHECKING:
     from neti.models.concepts.approximation import Loss
     from neti.models.concepts.concept import Concept
 
+MAX_NAME = 200  # of an output, which has a longer one while it is written
 TIMESTEP = 500  # of an embedding for all timesteps
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one subcommand."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="print a concept file's metadata; its tensors are not read")
-    info.add_argument("file", type=Path)
+    info.add_argument("file", type=user_path)
     convert = commands.add_parser("convert", help="write a concept, ours or another tool's, in our format")
     convert.add_argument(
-        "source", type=Path, help="our concept, mapper-steps-N.pt of the public code, or a Textual Inversion embedding"
+        "source",
+        type=user_path,
+        help="our concept, mapper-steps-N.pt of the public code, or an embedding file",
     )
-    convert.add_argument("embeds", type=Path, nargs="?", help="learned_embeds-steps-N.bin, with a mapper-steps-N.pt")
-    convert.add_argument("output", type=Path, help="the .safetensors file to write; must not exist")
+    convert.add_argument("embeds", type=user_path, nargs="?", help="learned_embeds-steps-N.bin, with a mapper file")
+    convert.add_argument("output", type=user_path, help="the .safetensors file to write; must not exist")
     convert.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="fp16 halves the file")
-    convert.add_argument("--base_model", help="the model an embedding was trained on, which its file does not say")
+    convert.add_argument(
+        "--base_model", type=name_or_path, help="the model an embedding was trained on, which its file does not say"
+    )
     convert.add_argument("--placeholder", help="the word the embedding shall answer to, instead of its own")
     export = commands.add_parser(
         "export",
         help="write a concept as Textual Inversion embedding for other tools; where that loses something, measure what",
     )
-    export.add_argument("concept", type=Path)
-    export.add_argument("output", type=Path, help=".safetensors or .bin: diffusers and web UIs; .pt: web UIs")
+    export.add_argument("concept", type=user_path)
+    export.add_argument("output", type=user_path, help=".safetensors or .bin: diffusers and web UIs; .pt: web UIs")
     export.add_argument("--timestep", type=int, help=f"whose vectors are taken, 0..999 (default: {TIMESTEP})")
     export.add_argument(
         "--per_layer", action="store_true", help="one file per layer, OUTPUT-IN01 and so on, instead of their mean"
     )
-    export.add_argument("--base_model", help="on which the loss is measured (default: the concept's own)")
+    export.add_argument(
+        "--base_model", type=name_or_path, help="on which the loss is measured (default: the concept's own)"
+    )
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         print_info(arguments.file)
@@ -112,12 +122,11 @@ def load_source(source: Path, embeds: Path | None, base_model: str | None, place
 def write_embeddings(arguments: argparse.Namespace) -> None:
     """Write a concept as an embedding file: as it is if it is one vector, else approximately, saying what is lost."""
     from neti.models.concepts.approximation import what_varies
-    from neti.models.concepts.concept import Concept
     from neti.models.concepts.embeddings import check_output, save_embedding
 
     output: Path = arguments.output
     check_output(output)
-    concept = Concept.load(arguments.concept)
+    concept = files_at(arguments.concept).load()
     over_layers, over_time = what_varies(concept)
     for option, given, needed in (
         ("--timestep", arguments.timestep is not None, over_time),
@@ -131,14 +140,11 @@ def write_embeddings(arguments: argparse.Namespace) -> None:
     else:
         refuse_existing(output)
         save_embedding(concept, output)
-        print(
-            f"{output}: embedding {concept.placeholder} of {concept.method.frame.text_width} numbers; nothing is lost"
-        )
+        print(f"{output}: {embedding_in_words(concept)}; nothing is lost")
 
 
 def write_approximation(arguments: argparse.Namespace, concept: Concept) -> None:
     """Write a concept as one embedding or one per layer, and print what it loses by that."""
-    from neti.models.attention.layers import cross_attention_layers
     from neti.models.backbone.backbone import Backbone
     from neti.models.concepts.approximation import layer_embeddings, mean_embedding, measure_losses
     from neti.models.concepts.embeddings import save_embedding
@@ -146,14 +152,12 @@ def write_approximation(arguments: argparse.Namespace, concept: Concept) -> None
 
     output: Path = arguments.output
     timestep = TIMESTEP if arguments.timestep is None else arguments.timestep
-    base_model = arguments.base_model or concept.metadata.get("base_model")
-    if not base_model:
-        raise UserError(f"{arguments.concept}: does not say what it was trained on; name it with --base_model")
+    base_model = arguments.base_model or concept.base_model(arguments.concept, "--base_model")
     sizes = Backbone.from_pretrained(base_model, components=())
     concept.check_fits(sizes, source=str(arguments.concept))
     embeddings = {output: mean_embedding(concept, timestep)}
     if arguments.per_layer:
-        by_layer = layer_embeddings(concept, timestep, [layer.name for layer in cross_attention_layers(sizes.unet)])
+        by_layer = layer_embeddings(concept, timestep, sizes.frame.place_names)
         embeddings = {output.with_stem(f"{output.stem}-{name}"): one for name, one in by_layer.items()}
     for path in embeddings:
         refuse_existing(path)
@@ -162,8 +166,15 @@ def write_approximation(arguments: argparse.Namespace, concept: Concept) -> None
     losses = measure_losses(backbone, concept, timestep, one_vector=not arguments.per_layer)
     for path, embedding in embeddings.items():
         save_embedding(embedding, path)
-        print(f"{path}: embedding {embedding.placeholder} of {embedding.method.frame.text_width} numbers")
+        print(f"{path}: {embedding_in_words(embedding)}")
     print(describe(losses, concept, base_model))
+
+
+def embedding_in_words(concept: Concept) -> str:
+    """What is in an embedding file."""
+    method = concept.method
+    vectors = f"{method.positions} x " if method.positions > 1 else ""
+    return f"embedding {concept.placeholder} of {vectors}{method.frame.text_width} numbers"
 
 
 def describe(losses: dict[str, Loss], concept: Concept, base_model: str) -> str:
@@ -183,8 +194,10 @@ def describe(losses: dict[str, Loss], concept: Concept, base_model: str) -> str:
 
 
 def refuse_existing(output: Path) -> None:
-    """UserError if something is at `output` already."""
-    if output.exists():
+    """UserError if something is at `output` already, or could never be."""
+    if len(os.fsencode(output.name)) > MAX_NAME:
+        raise UserError(f"output {output} has a name of more than {MAX_NAME} bytes; file systems take 255: shorten it")
+    if os.path.lexists(output):
         raise UserError(f"output {output} exists and is left as it is: choose another name, or remove it first")
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 try:
     from tqdm import tqdm
@@ -28,7 +30,12 @@ except ModuleNotFoundError as missing:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check everything, load the model, make the images that are not there yet."""
     config = parse_config(InferenceConfig, sys.argv[1:] if argv is None else argv)
-    files = concept_files(config)
+    with TemporaryDirectory() as scratch:  # of a picture that is encoded for this run alone
+        generate(config, concept_files(config, Path(scratch)))
+
+
+def generate(config: InferenceConfig, files: dict[str, ConceptFiles]) -> None:
+    """Make the images that are not there yet, of concepts that are."""
     prompts = read_prompts(config.prompts_file_path) if config.prompts_file_path else config.prompts or ()
     config.check_count(len(prompts))
 
@@ -54,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(folder)
 
 
-def concept_files(config: InferenceConfig) -> dict[str, ConceptFiles]:
+def concept_files(config: InferenceConfig, scratch: Path) -> dict[str, ConceptFiles]:
     """The files of every concept by its name, `{}` for the one without."""
     found: dict[str, ConceptFiles] = {}
     problems: list[str] = []
@@ -65,14 +72,29 @@ def concept_files(config: InferenceConfig) -> dict[str, ConceptFiles]:
             problems.append(f"concepts.{name}: {error}")
     if problems:
         raise UserError("\n".join(problems))
-    return {SLOT: one_concept(config), **found} if config.has_one_concept else found
+    return {SLOT: one_concept(config, scratch), **found} if config.has_one_concept else found
 
 
-def one_concept(config: InferenceConfig) -> ConceptFiles:
+def one_concept(config: InferenceConfig, scratch: Path) -> ConceptFiles:
     """The file(s) of the concept that is `{}`: explicit paths win over a folder and an iteration."""
+    if config.image is not None:
+        return ConceptFiles(encoded(config, config.image, scratch / "encoded.safetensors"))
     if config.concept is not None:
         return explicit_files(config.concept, None)
     return chosen_files(config.input_dir, config.iteration, config.mapper_checkpoint_path, config.learned_embeds_path)
+
+
+def encoded(config: InferenceConfig, image: Path, path: Path) -> Path:
+    """`path`, where the picture's concept now is."""
+    from neti.models.methods.elite.config import EncodeConfig
+    from neti.models.methods.elite.encode import encode_picture
+
+    model = config.pretrained_model_name_or_path
+    options = EncodeConfig(
+        image, config.mask, config.encoder, strength=config.strength, pretrained_model_name_or_path=model
+    )
+    encode_picture(options).save(path)
+    return path
 
 
 if __name__ == "__main__":

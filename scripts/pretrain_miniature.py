@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if loop.rank() > 0:
         return
     if finished:
-        print(f"done: {config.output_dir}/sd and {config.output_dir}/judge")
+        print(f"done: {config.output_dir}/vision" if config.vision_only else f"done: {config.output_dir}/sd and judge")
     else:
         print("stopped before the end: run the same command again to go on")
 

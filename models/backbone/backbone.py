@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from ...utils.devices import pick_device
-from ...utils.errors import UserError
 from ..attention.layers import cross_attention_layers
 from .frame import Frame
 from .loading import WEIGHTS, load_parts
@@ -107,20 +106,5 @@ class Backbone:
         return self.latent_size * self.vae_scale_factor
 
     def word_embedding(self, word: str, rule: Literal["single", "mean"] = "single") -> Tensor:
-        """The token embedding [D] (float32) of a super-category word; its norm is NeTI's target norm.
-
-        rule "single" takes one-token words only; "mean" gives, for several tokens, the direction of their mean at their
-        mean norm (the mean alone would be shorter than any word the text encoder knows).
-        Raises UserError that lists the tokens if there are none, or several under "single".
-        """
-        ids = self.tokenizer(word, add_special_tokens=False).input_ids
-        if not ids or (len(ids) > 1 and rule == "single"):
-            pieces = ", ".join(repr(piece) for piece in self.tokenizer.convert_ids_to_tokens(ids)) or "no token"
-            raise UserError(
-                f"super category {word!r}: {len(ids)} tokens ({pieces}), one is needed; choose a simpler word, or "
-                "allow the mean of the tokens' embeddings (data.super_category_rule: mean)"
-            )
-        table: nn.Embedding = self.text_encoder.embeddings.token_embedding
-        rows = table.weight[ids].detach().float()
-        norm = torch.linalg.vector_norm(rows, dim=-1).mean()
-        return rows[0].clone() if len(ids) == 1 else nn.functional.normalize(rows.mean(dim=0), dim=0) * norm
+        """The token embedding [D] (float32) of a super-category word; see `TextStack.word_embedding`."""
+        return self.text.word_embedding(word, rule)

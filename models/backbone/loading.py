@@ -15,12 +15,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ...utils.errors import UserError, first_line
 from .checks import settings_problem
 from .files.hub import HUB_NAME, is_in_cache
-from .files.locate import BUNDLED, ModelFiles, find_model, model_digest, model_folder
+from .files.locate import BUNDLED, ModelFiles, find_model, model_folder, model_hash
 from .files.quiet import without_progress_bars
 from .files.single_file import ENDINGS, load_checkpoint
 from .files.weights import WEIGHTS, check_files, find_weights, read_settings
 
-__all__ = ["BUNDLED", "HUB_NAME", "WEIGHTS", "check_text_to_image", "load_parts", "model_digest", "model_folder"]
+__all__ = ["BUNDLED", "HUB_NAME", "WEIGHTS", "check_text_to_image", "load_parts", "model_folder", "model_hash"]
 
 CLASSES: dict[str, Any] = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
 

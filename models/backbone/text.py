@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.masking_utils import create_causal_mask
 
+from ...utils.errors import UserError
+
 
 @dataclass(frozen=True)
 class TextTower:
@@ -109,6 +111,28 @@ class TextStack:
         first, *others = self.towers
         parts = [first.embeddings(ids), *(tower.embeddings(tower.padded(ids)) for tower in others)]
         return torch.cat(parts, dim=-1)
+
+    def word_embedding(self, word: str, rule: Literal["single", "mean"] = "single") -> Tensor:
+        """The token embedding [D] (float32) of a super-category word; its norm is NeTI's target norm.
+
+        rule "single" takes one-token words only; "mean" gives, for several tokens, the direction of their mean at their
+        mean norm (the mean alone would be shorter than any word the text encoder knows), in every tower by itself.
+        Raises UserError that lists the tokens if there are none, or several under "single".
+        """
+        ids = self.tokenizer(word, add_special_tokens=False).input_ids
+        if not ids or (len(ids) > 1 and rule == "single"):
+            pieces = ", ".join(repr(piece) for piece in self.tokenizer.convert_ids_to_tokens(ids)) or "no token"
+            raise UserError(
+                f"super category {word!r}: {len(ids)} tokens ({pieces}), one is needed; choose a simpler word, or "
+                "allow the mean of the tokens' embeddings (data.super_category_rule: mean)"
+            )
+        rows = self.embeddings(torch.tensor([ids], device=self.device))[0].detach().float()
+        if len(ids) == 1:
+            return rows[0].clone()
+        parts = rows.split(list(self.widths), dim=-1)
+        norms = [torch.linalg.vector_norm(part, dim=-1).mean() for part in parts]
+        means = [torch.nn.functional.normalize(part.mean(dim=0), dim=0) for part in parts]
+        return torch.cat([mean * norm for mean, norm in zip(means, norms, strict=True)])
 
     def states(self, embeddings: Tensor, chunk_rows: int | None = None) -> Tensor:
         """embeddings [N,T,D] -> states [N,T,D]; see `TextTower.states`."""

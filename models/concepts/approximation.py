@@ -31,6 +31,8 @@ SAMPLING = SamplingConfig(steps=10)
 
 
 class _HasVectors(Protocol):
+    @property
+    def positions(self) -> int: ...
     def vectors(self, timesteps: Tensor) -> ConceptVectors: ...
 
 
@@ -53,7 +55,8 @@ def mean_embedding(concept: Concept, timestep: int) -> Concept:
 
 def layer_embeddings(concept: Concept, timestep: int, layer_names: Sequence[str]) -> dict[str, Concept]:
     """A concept's words at a timestep, one Textual Inversion concept per layer: `<toy>` becomes `<toy-IN01>`, ..."""
-    words = _words(concept, timestep).expand(len(layer_names), -1)
+    words = _words(concept, timestep)
+    words = words.expand(len(layer_names), *words.shape[1:])
     stem = concept.placeholder.removesuffix(">")
     end = concept.placeholder[len(stem) :]
     return {
@@ -63,9 +66,17 @@ def layer_embeddings(concept: Concept, timestep: int, layer_names: Sequence[str]
 
 
 def what_varies(concept: Concept) -> tuple[bool, bool]:
-    """Whether a concept's words differ between layers, and whether they differ between timesteps."""
-    layers, times, _ = concept.method.vectors(torch.tensor([0, NUM_TIMESTEPS - 1])).words.shape
-    return layers > 1, times > 1
+    """Whether a concept's words differ between layers, and whether they differ between timesteps.
+
+    Raises UserError for a concept that is more than words: no embedding can stand for what it does to the attention.
+    """
+    vectors = concept.method.vectors(torch.tensor([0, NUM_TIMESTEPS - 1]))
+    if concept.method.projection() is not None or vectors.key_words is not None or vectors.image is not None:
+        raise UserError(
+            f"concept {concept.placeholder}: a concept of method '{concept.method.name}' edits the attention layers, "
+            "which no embedding can; share the concept file itself"
+        )
+    return vectors.words.shape[0] > 1, vectors.words.shape[1] > 1
 
 
 @torch.no_grad()
@@ -80,7 +91,7 @@ def measure_losses(backbone: Backbone, concept: Concept, timestep: int, one_vect
     concept.check_fits(backbone)
     method = concept.method
     over_layers, over_time = what_varies(concept)
-    held = XTI(WordVectorsConfig(), method.frame)
+    held = XTI(WordVectorsConfig(method.positions), method.frame)
     held.words.copy_(_words(concept, timestep)[:, None])
     steps: dict[str, _HasVectors] = {}
     if method.vectors(torch.tensor([timestep])).bypass is not None:
@@ -99,14 +110,18 @@ def measure_losses(backbone: Backbone, concept: Concept, timestep: int, one_vect
     own = _predictions(backbone, latents, noise, prompt, {concept.placeholder: method})
     word = _predictions(backbone, latents, noise, f"A photo of a {concept.super_category}", {})
     return {
-        name: _loss(_predictions(backbone, latents, noise, prompt, {concept.placeholder: voice}), own, word)
-        for name, voice in steps.items()
+        name: _loss(_predictions(backbone, latents, noise, prompt, {concept.placeholder: approximation}), own, word)
+        for name, approximation in steps.items()
     }
 
 
 @dataclass(frozen=True)
 class _WithoutBypass:
     method: Method
+
+    @property
+    def positions(self) -> int:
+        return self.method.positions
 
     def vectors(self, timesteps: Tensor) -> ConceptVectors:
         return replace(self.method.vectors(timesteps), bypass=None)
@@ -116,7 +131,7 @@ def _predictions(
     backbone: Backbone, latents: Tensor, noise: Tensor, prompt: str, concepts: Mapping[str, _HasVectors]
 ) -> Tensor:
     """The U-Net's predictions for latents [S,C,h,w] noised to each of TIMESTEPS, [len(TIMESTEPS),S,C,h,w]."""
-    tokens = tokenize(backbone.tokenizer, [prompt], list(concepts))
+    tokens = tokenize(backbone.tokenizer, [prompt], {name: each.positions for name, each in concepts.items()})
     denoiser, predictions = Denoiser(backbone), []
     for timestep in TIMESTEPS:
         t = torch.tensor([timestep], device=latents.device)
@@ -135,12 +150,13 @@ def _loss(predictions: Tensor, own: Tensor, word: Tensor) -> Loss:
 
 @torch.no_grad()
 def _words(concept: Concept, timestep: int) -> Tensor:
-    """The concept's words at a timestep [L|1, D]; UserError for one that is not there."""
+    """The concept's words at a timestep [P|1, D], or [P|1, n, D]; UserError for one that is not there."""
     if not 0 <= timestep < NUM_TIMESTEPS:
         raise UserError(f"timestep {timestep}: must lie in 0..{NUM_TIMESTEPS - 1}; noise is at {NUM_TIMESTEPS - 1}")
     return concept.method.vectors(torch.tensor([timestep])).words[:, 0]
 
 
 def _embedding(concept: Concept, placeholder: str, vector: Tensor) -> Concept:
-    method = TextualInversion.create(WordVectorsConfig(), concept.method.frame, Start(vector))
+    config = WordVectorsConfig(concept.method.positions)
+    method = TextualInversion.create(config, concept.method.frame, Start(vector))
     return Concept(method.eval(), placeholder, concept.super_category, dict(concept.metadata))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from ...utils.config.records import from_plain
 from ...utils.errors import UserError, shown
 from ...utils.image_files import write_atomically
 from ..backbone.backbone import Backbone
+from ..backbone.loading import BUNDLED
 from ..conditioning.tokens import check_placeholder
 from ..methods import METHODS, Method
 from .header import ABOUT, FORMAT_VERSION, damaged, read_header, write_header
@@ -91,6 +93,19 @@ class Concept:
         if backbone is not None:
             concept.check_fits(backbone, source=str(path))
         return concept
+
+    def base_model(self, source: Path, option: str) -> str:
+        """The base model it was trained on. UserError, with the option that names one, where the file does not say what
+        or where that is."""
+        name = self.metadata.get("base_model")
+        if not name:
+            raise UserError(f"{source} does not name its base model: pass {option}")
+        if "/" not in name and name not in BUNDLED and not os.path.isdir(name):
+            raise UserError(
+                f"{source} was trained on a local model called {name}, and a concept file does not say where that "
+                f"lies: pass {option} FOLDER"
+            )
+        return name
 
     def check_fits(self, backbone: Backbone, source: str | None = None) -> None:
         """Raise UserError unless the concept has the backbone's text width and number of layers, and the backbone does

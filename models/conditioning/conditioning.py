@@ -29,14 +29,15 @@ class ConceptVectors:
     bypass [P|1, B|1, D], or None: direction added to the placeholder's state before the final LayerNorm.
     bypass_alpha: length of that shift, as a fraction of the state's own norm: one number, or one per place and timestep
         [P|1, B|1, 1] where several concepts share a placeholder.
-    key_words, as `words`, or None: keys are read from a prompt that has these words at the placeholder (key locking).
+    key_words, as `words`, or a word of the vocabulary, or None: keys are read from a prompt that has this at the
+        placeholder (key locking).
     image [1, E, D], or None: image features for the layers' projection.
     """
 
     words: Tensor
     bypass: Tensor | None = None
     bypass_alpha: float | Tensor = 0.2
-    key_words: Tensor | None = None
+    key_words: Tensor | str | None = None
     image: Tensor | None = None
 
 
@@ -135,7 +136,7 @@ def condition(
     batch = encoding.shape[1]
     keys, values = encoding, encoding
     if any(concept.key_words is not None for concept in named.values()):
-        locked = {name: words[name] if each.key_words is None else each.key_words for name, each in named.items()}
+        locked = {name: _key_words(text, concept) for name, concept in named.items()}
         keys = text.finish(_states(text, tokens, locked, chunk_rows)).expand(places, batch, -1, -1)
     for name, concept in named.items():
         if concept.bypass is not None:
@@ -178,6 +179,13 @@ def _states(text: TextStack, tokens: Tokens, words: Mapping[str, Tensor], chunk_
         embeddings = torch.where(slot[None, :, :, None], own, embeddings)  # [P|1,B,T,D]
     layers, batch = embeddings.shape[:2]
     return text.states(embeddings.flatten(0, 1), chunk_rows).unflatten(0, (layers, batch))
+
+
+def _key_words(text: TextStack, concept: ConceptVectors) -> Tensor:
+    """What keys are read from at the concept's placeholder."""
+    if isinstance(concept.key_words, str):
+        return text.word_embedding(concept.key_words, "mean")[None, None]
+    return concept.words if concept.key_words is None else concept.key_words
 
 
 def _numbered(tokens: Tokens) -> Tensor:

@@ -69,6 +69,19 @@ STYLE_TEMPLATES = (
     "a large painting in the style of {}",
 )
 
+# Short ones that say nothing but that there is a photo of it (Perfusion)
+SHORT_TEMPLATES = (
+    "a photo of a {}",
+    "a good photo of a {}",
+    "the photo of a {}",
+    "a good photo of the {}",
+    "image of a {}",
+    "image of the {}",
+    "A photograph of {}",
+    "A {} shown in a photo",
+    "A photo of {}",
+)
+
 # What the paper evaluates with, and the four it watches during training.
 PAPER_PROMPTS = (
     "A photo of a {}",

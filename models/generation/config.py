@@ -15,7 +15,13 @@ from ..conditioning.prompts import NAME, safe_name
 from .mixtures import RuleConfig, StyleMixingConfig, parse_mixtures
 
 MAX_IMAGES = 1_000_000
-ONE_CONCEPT = ("concept", "input_dir", "mapper_checkpoint_path")  # the keys that say which concept `{}` is
+ONE_CONCEPT = ("concept", "input_dir", "mapper_checkpoint_path", "image")  # the keys that say which concept `{}` is
+
+
+class EncodingMethod(Choice):
+    """How a picture becomes a concept without training."""
+
+    elite = "elite"
 
 
 class Dtype(Choice):
@@ -55,6 +61,16 @@ class InferenceConfig(Config):
     torch_dtype: Dtype = Dtype.fp16
     # A concept file of this project (.safetensors), instead of input_dir
     concept: Optional[Path] = None
+    # A picture to encode as the concept, without training, instead of a concept file
+    image: Optional[Path] = None
+    # Its mask, white where the object is; unset: the picture's own transparency, if it has any
+    mask: Optional[Path] = None
+    # How it is encoded: elite
+    method: EncodingMethod = EncodingMethod.elite
+    # Encoder: "miniature", or the folder of one
+    encoder: str = "miniature"
+    # lambda of ELITE, the strength of the picture's patches: higher is closer to the picture and harder to edit
+    strength: float = setting(0.8, at_least=0)
     # Several concepts, name -> file or run folder: {mug} in a prompt is the one called mug, {mug:16} its first 16 units
     concepts: Optional[dict[str, Path]] = None
     # Concepts that take turns by layer and timestep, name -> rules, the last one that applies wins; {name} in a prompt
@@ -73,7 +89,10 @@ class InferenceConfig(Config):
     num_denoising_steps: int = setting(50, at_least=1, at_most=1000)
     # Strength of the prompt; 1 or less switches guidance off
     guidance_scale: float = setting(7.5, at_least=0, at_most=1000, why="images are noise long before")
-    # Sampler by name, such as dpmsolver++
+    # Height and width of the images in pixels; unset: what the base model was trained on
+    height: Optional[int] = setting(None, at_least=8, at_most=8192, why="no device decodes more")
+    width: Optional[int] = setting(None, at_least=8, at_most=8192, why="no device decodes more")
+    # Sampler: dpmsolver++, dpm++ 2m karras, ddim, euler, euler_a, pndm, heun, unipc, lcm or dpmsolver++sigma_min
     scheduler: str = "dpmsolver++"
     # Images denoised together; changes memory and speed, not the images
     batch_size: int = setting(4, at_least=1, at_most=1024, why="no device holds more at once, and it saves no time")
@@ -99,7 +118,7 @@ class InferenceConfig(Config):
             return self.inference_dir
         if self.input_dir is not None:
             return self.input_dir / ("inference" if self.iteration is None else f"inference_{self.iteration}")
-        source = self.concept or self.mapper_checkpoint_path
+        source = self.concept or self.mapper_checkpoint_path or self.image
         assert source is not None, "problems() asks for inference_dir where there is no single concept"
         return source.parent / safe_name(f"inference_{source.stem}")
 
@@ -121,12 +140,17 @@ class InferenceConfig(Config):
                     lines.append(f"concept and {key} are both given; concept alone says which file to use")
         elif self.input_dir is None and (self.mapper_checkpoint_path is None) != (self.learned_embeds_path is None):
             lines.append("mapper_checkpoint_path and learned_embeds_path need each other, or input_dir for the other")
+        if self.image is not None:
+            given = [key for key in ONE_CONCEPT if key != "image" and getattr(self, key) is not None]
+            lines += [f"image and {key} are both given; the picture becomes the concept" for key in given]
+        elif self.mask is not None:
+            lines.append("mask belongs to image, the picture to encode, which is not given")
         if self.word is not None:
             return lines + self._word_problems()
         if not (self.has_one_concept or self.concepts):
             lines.append(
-                "no concept given; write concept: a .safetensors file, input_dir: the folder of a run, or concepts: "
-                "{name: file} for several"
+                "no concept given; write concept: a .safetensors file, input_dir: the folder of a run, concepts: "
+                "{name: file} for several, or image: a picture to encode"
             )
         elif not self.has_one_concept and self.inference_dir is None:
             lines.append("several concepts have no folder in common; write inference_dir: where the images go")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from .sampling import (
     denoise,
     initial_latents,
     prepare_conditioning,
+    step_generators,
 )
 
 
@@ -36,7 +37,13 @@ class Drawn(NamedTuple):
 
 def sampling_config(recipe: ImageRecipe) -> SamplingConfig:
     """The part of a recipe that the sampler needs; UserError for an unknown scheduler."""
-    return SamplingConfig(steps=recipe.steps, guidance_scale=recipe.guidance_scale, scheduler=recipe.scheduler)
+    return SamplingConfig(
+        steps=recipe.steps,
+        guidance_scale=recipe.guidance_scale,
+        scheduler=recipe.scheduler,
+        height=recipe.height,
+        width=recipe.width,
+    )
 
 
 def draw(
@@ -47,6 +54,7 @@ def draw(
     batch_size: int = 4,
     safety_checker: SafetyChecker | None = None,
     on_step: Callable[[int], object] | None = None,
+    wanted: Collection[ImageRecipe] | None = None,
 ) -> Iterator[Drawn]:
     """Yield the images of `recipes`, in order, holding at most `batch_size` latents and one image at a time.
 
@@ -55,6 +63,8 @@ def draw(
     nothing but the seed share one conditioning. The model is left as it is: several threads may draw on it at once.
     concepts: by the names in the prompts and negative prompts, `{}` for the one without a name.
     on_step(n): called after every denoising step, n images having made it.
+    wanted: of `recipes`, those that are yielded; None: all. Batches are cut from all of them, and one without any that
+        is wanted is left out: what is made later, the rest being there, is the same image bit for bit.
     Raises UserError for a prompt that names an unknown concept, and, saying what to do, when an image comes out as NaN
     (it would be black).
     """
@@ -63,15 +73,22 @@ def draw(
         conditionings = _conditionings(backbone, pending, concepts, config)
         for start in range(0, len(pending), batch_size):
             batch = pending[start : start + batch_size]
+            asked = [recipe for recipe in batch if wanted is None or recipe in wanted]
+            own = list(islice(conditionings, len(batch)))
+            if not asked:
+                continue
 
-            def stepped(_: int, images: int = len(batch)) -> None:
+            def stepped(_: int, images: int = len(asked)) -> None:
                 if on_step is not None:
                     on_step(images)
 
             with torch.inference_mode():  # never around a yield to the caller: its code is not ours to switch
                 latents = initial_latents(backbone, [recipe.seed for recipe in batch], config)
-                latents = denoise(backbone, list(islice(conditionings, len(batch))), latents, config, stepped)
+                generators = step_generators(backbone, [recipe.seed for recipe in batch], config)
+                latents = denoise(backbone, own, latents, config, stepped, generators)
             for recipe, latent in zip(batch, latents.split(1), strict=True):
+                if recipe not in asked:
+                    continue
                 image = _decode(backbone, named(recipe, concepts), latent, recipe)
                 withheld = safety_checker is not None and safety_checker.withholds([image])[0]
                 yield Drawn(recipe, Image.new("RGB", image.size) if withheld else image, withheld)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from ...utils.errors import UserError
 from ...utils.hashing import file_hash
 from ..attention.layers import Layer
 from ..backbone.backbone import Backbone
-from ..backbone.loading import BUNDLED
 from ..concepts.concept import Concept
 from ..concepts.files import ConceptFiles
 from ..conditioning.composition import AnyConcept, Mixture, Rule, parse_layers, place_names, style_mixture
@@ -112,14 +110,7 @@ def _common_base_model(concepts: Mapping[str, Concept], files: Mapping[str, Conc
     """The base model that all concepts name."""
     named: dict[str, str] = {}  # base model -> the first concept that was trained on it
     for name, concept in concepts.items():
-        base_model = concept.metadata.get("base_model", "")
-        if not base_model:
-            raise UserError(f"{files[name].concept} does not name its base model: pass --pretrained_model_name_or_path")
-        if "/" not in base_model and base_model not in BUNDLED and not os.path.isdir(base_model):
-            raise UserError(
-                f"{files[name].concept} was trained on a local model called {base_model}, and a concept file does not "
-                "say where that lies: pass --pretrained_model_name_or_path FOLDER"
-            )
+        base_model = concept.base_model(files[name].concept, "--pretrained_model_name_or_path")
         named.setdefault(base_model, name)
     if len(named) != 1:
         shown = ", ".join(f"{{{name}}} on {base_model}" for base_model, name in named.items())

@@ -37,6 +37,8 @@ class ImageRecipe:
     safety_checker: bool = False
     # name -> content hash of a concept, or the rules of a mixture, for every `{name}`; None: there is none
     concepts: dict[str, Any] | None = None
+    height: int | None = None  # in pixels; None: what the base model was trained on
+    width: int | None = None
     word: str | None = None  # a plain word in the place of `{}` instead of a concept
 
     @cached_property

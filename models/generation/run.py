@@ -23,6 +23,7 @@ from .draw import Drawn, draw, named, sampling_config
 from .gallery import Gallery
 from .named_concepts import NamedConcepts
 from .recipes import ImageRecipe, made_with
+from .sampling import SamplingConfig
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -65,7 +66,8 @@ class InferenceRun:
         if self.config.word is not None:
             return f"the word {self.config.word!r}, no concept"
         return ", ".join(
-            f"concept {self._placeholder if name == SLOT else f'{{{name}}}'} from {files.concept}"
+            f"concept {self._placeholder if name == SLOT else f'{{{name}}}'} from "
+            f"{(name == SLOT and self.config.image) or files.concept}"
             for name, files in self.concepts.files.items()
         )
 
@@ -92,7 +94,7 @@ class InferenceRun:
         on_step(n): called after every denoising step, n images having made it.
         """
         self.gallery.require_writable()
-        making = self._make([recipe for recipes in self.missing.values() for recipe in recipes], on_step)
+        making = self._make(on_step)
         for prompt, recipes in self.recipes.items():
             yield from islice(making, len(self.missing[prompt]))
             self.gallery.write_grids(recipes)
@@ -100,16 +102,17 @@ class InferenceRun:
             shown = {label: self.recipes[column] for label, column in columns.items()}
             self.gallery.write_columns("style_mixing", prompt, shown)
 
-    def _make(self, recipes: Sequence[ImageRecipe], on_step: Callable[[int], object] | None) -> Iterator[Drawn]:
-        """Make, write and yield the images of all prompts in one go, so that prompts of few seeds fill a batch too."""
+    def _make(self, on_step: Callable[[int], object] | None) -> Iterator[Drawn]:
+        """Make, write and yield what is missing, all prompts in one go, so that prompts of few seeds share a batch."""
         backbone, checker = self._load()
         for made in draw(
             backbone,
-            recipes,
+            [recipe for recipes in self.recipes.values() for recipe in recipes],
             self.concepts.by_name,
             batch_size=self.config.batch_size,
             safety_checker=checker,
             on_step=on_step,
+            wanted=[recipe for recipes in self.missing.values() for recipe in recipes],
         ):
             withheld = {"withheld_by": "safety checker"} if made.withheld else {}
             about = made_with(self.concepts.paths(_names(made.recipe)), str(self.device))
@@ -125,7 +128,9 @@ class InferenceRun:
             truncation=None,
             steps=config.num_denoising_steps,
             guidance_scale=config.guidance_scale,
-            scheduler=config.scheduler,
+            scheduler=SamplingConfig(scheduler=config.scheduler).scheduler,
+            height=config.height,
+            width=config.width,
             base_model=self.base_model,
             base_revision=config.revision,
             concept="",

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.schedulers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers.schedulers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from PIL import Image
 from torch import Tensor
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, first_line
 from ..attention.projection import join_projections
 from ..backbone.backbone import Backbone
 from ..backbone.denoiser import Denoiser
@@ -24,8 +34,7 @@ from ..methods.neti.positional_encoding import NUM_TIMESTEPS
 # Latents are never in [-1, 1]: a scheduler that clips them draws garbage, and schedulers saved by diffusers leave it to
 # a default that clips. The offset is what stock pipelines correct it to.
 LATENTS = {"clip_sample": False, "thresholding": False, "steps_offset": 1}
-# Name -> class and what is changed in the model's own scheduler config beside LATENTS (all else is kept). Only
-# deterministic samplers: the seed's initial noise is the only randomness of a picture.
+# Name -> class and what is changed in the model's own scheduler config beside LATENTS (all else is kept).
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     # as the public code's diffusers took its steps: from t = 999 whatever the config says, and not quite down to 0
@@ -36,7 +45,13 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "dpm++ 2m karras": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "euler_a": (EulerAncestralDiscreteScheduler, {}),  # this one and the next draw new noise at every step
+    "lcm": (LCMScheduler, {}),
 }
+ALIASES = {"dpm++ 2m": "dpmsolver++", "euler a": "euler_a"}  # as other tools call them
 
 
 KEPT_BYTES = 2**26  # of a prompt's conditioning
@@ -61,6 +76,7 @@ class SamplingConfig:
     width: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scheduler", ALIASES.get(self.scheduler.lower(), self.scheduler.lower()))
         if self.scheduler not in SCHEDULERS:
             raise UserError(f"scheduler {self.scheduler!r}: must be one of {', '.join(SCHEDULERS)}")
         if not 1 <= self.steps <= NUM_TIMESTEPS:
@@ -146,15 +162,28 @@ def initial_latents(backbone: Backbone, seeds: Sequence[int], config: SamplingCo
     Every seed has its own CPU generator, so that its noise is the same in any batch and on any device.
     Raises UserError unless height and width are multiples of the VAE's scale factor.
     """
+    shape = latent_shape(backbone, config)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noise).to(backbone.unet.device)
+
+
+def step_generators(backbone: Backbone, seeds: Sequence[int], config: SamplingConfig) -> list[torch.Generator]:
+    """The seeds' CPU generators after the initial noise: where a sampler that draws noise at every step goes on."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for generator in generators:
+        torch.randn(latent_shape(backbone, config), generator=generator)
+    return generators
+
+
+def latent_shape(backbone: Backbone, config: SamplingConfig) -> tuple[int, int, int]:
+    """(C, h, w) of one latent; UserError unless height and width are multiples of the VAE's scale factor."""
     height, width = config.height or backbone.image_size, config.width or backbone.image_size
     factor = backbone.vae_scale_factor
     if height <= 0 or width <= 0 or height % factor or width % factor:
         raise UserError(
             f"height x width {height} x {width}: both must be positive multiples of {factor} for {backbone.name}"
         )
-    shape = (backbone.latent_channels, height // factor, width // factor)
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(noise).to(backbone.unet.device)
+    return backbone.latent_channels, height // factor, width // factor
 
 
 @torch.no_grad()
@@ -164,13 +193,15 @@ def denoise(
     latents: Tensor,
     config: SamplingConfig,
     on_step: Callable[[int], None] | None = None,
+    generators: list[torch.Generator] | None = None,
 ) -> Tensor:
     """Initial noise [S,C,h,w] -> latents [S,C,h,w] in float32, whatever the U-Net's dtype.
 
     conditioning: one for all seeds, or S of them with one projection, so that different prompts and truncations share a
         batch.
     Both branches of classifier-free guidance run in one U-Net batch; without guidance only the conditional one runs.
-    config: the one `conditioning` was prepared with. on_step(k) is called after step k.
+    config: the one `conditioning` was prepared with. on_step(k) is called after step k. generators: see
+        `step_generators`; without them a sampler that draws noise at every step is seeded with 0.
     """
     scheduler = make_scheduler(backbone, config)
     each = [conditioning] * len(latents) if isinstance(conditioning, PromptConditioning) else conditioning
@@ -180,6 +211,9 @@ def denoise(
         raise ValueError("the conditioning was prepared for other timesteps: use the same SamplingConfig for both")
     denoiser = Denoiser(backbone, each[0].projection)
     guidance = config.guidance_scale
+    options: dict[str, Any] = {"return_dict": False}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = generators or [torch.Generator().manual_seed(0) for _ in latents]
     latents = latents.float() * scheduler.init_noise_sigma
     for k, t in enumerate(scheduler.timesteps):
         branches = [own.at(k) for own in each]
@@ -190,7 +224,7 @@ def denoise(
             prediction = without + guidance * (with_prompt - without)
         else:
             prediction = denoiser(model_input, t, join([positive for positive, _ in branches]))
-        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+        latents = scheduler.step(prediction, t, latents, **options)[0]
         if on_step is not None:
             on_step(k)
     return latents
@@ -205,7 +239,8 @@ def decode(backbone: Backbone, latents: Tensor) -> list[Image.Image]:
     vae = backbone.vae
     images = []
     for latent in latents:
-        pixels = vae.decode(latent[None].to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0].float()
+        unscaled = latent[None].to(vae.dtype) / vae.config["scaling_factor"] + (vae.config["shift_factor"] or 0.0)
+        pixels = vae.decode(unscaled, return_dict=False)[0].float()
         if not torch.isfinite(pixels).all():
             stage = "the VAE" if torch.isfinite(latent).all() else "the U-Net"
             fix = "use torch_dtype fp32 or bf16" if vae.dtype == torch.float16 else "the weights or concept are broken"
@@ -222,8 +257,14 @@ def make_scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
     """
     scheduler_class, changes = SCHEDULERS[config.scheduler]
     own: Any = backbone.scheduler
-    scheduler = scheduler_class.from_config(own.config, **LATENTS, **changes)
-    scheduler.set_timesteps(config.steps, device=backbone.unet.device)
+    understood = inspect.signature(scheduler_class.__init__).parameters  # it warns of others
+    settings = {name: own.config[name] for name in own.config if name in understood or name.startswith("_")}
+    changes = {name: value for name, value in {**LATENTS, **changes}.items() if name in understood}
+    scheduler = scheduler_class.from_config(settings, **changes)
+    try:
+        scheduler.set_timesteps(config.steps, device=backbone.unet.device)
+    except ValueError as error:
+        raise UserError(f"steps {config.steps}: {config.scheduler} takes fewer ({first_line(error)})") from error
     last = own.config["num_train_timesteps"] - 1
     if scheduler.timesteps.max() > last or 1 < config.steps == (scheduler.timesteps <= 1).sum():
         raise UserError(

@@ -1,15 +1,16 @@
-"""The personalisation methods, by the name that configs and concept files use."""
+"""The personalisation methods: `METHODS`, and whatever else `registry` has.
+
+Loaded on first use: a config that only lists a method's settings must not cost the seconds that PyTorch takes.
+"""
 
 from __future__ import annotations
 
-from .base import Method, Start
-from .neti.method import NeTI, NeTIConfig
-from .word_vectors import XTI, TextualInversion, WordVectorsConfig
+import importlib
+from typing import TYPE_CHECKING, Any
 
-METHODS: dict[str, type[Method]] = {
-    "neti": NeTI,
-    "textual_inversion": TextualInversion,
-    "xti": XTI,
-}
+if TYPE_CHECKING:
+    from .registry import *  # noqa: F403
 
-__all__ = ["METHODS", "XTI", "Method", "NeTI", "NeTIConfig", "Start", "TextualInversion", "WordVectorsConfig"]
+
+def __getattr__(name: str) -> Any:
+    return getattr(importlib.import_module(f"{__name__}.registry"), name)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ...utils.config.parsing import Config
 from ...utils.errors import UserError
 from ..attention.projection import KeyValueProjection
 from ..backbone.frame import Frame
@@ -37,6 +39,11 @@ class Start:
     backbone: Backbone | None = None
 
 
+@dataclass(frozen=True)
+class NoSettings(Config):
+    """Of methods that leave nothing to choose when drawing."""
+
+
 class Method(nn.Module, ABC):
     """One learned concept. A new method is one file or folder with a subclass and a config, and a line in `METHODS`.
 
@@ -46,6 +53,7 @@ class Method(nn.Module, ABC):
 
     name: ClassVar[str]
     config_class: ClassVar[type]  # a frozen dataclass of numbers, booleans, strings and None
+    settings_class: ClassVar[type] = NoSettings  # a frozen dataclass: what may be chosen when drawing
     truncation_width: int = 0
     """How many units `truncation` may keep; 0: the method cannot be truncated."""
     positions: int = 1
@@ -55,6 +63,7 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.frame = frame
+        self.settings: Any = self.settings_class()
 
     @classmethod
     @abstractmethod
@@ -76,6 +85,24 @@ class Method(nn.Module, ABC):
 
     def observe(self, conditioning: Conditioning) -> None:
         """Told the conditioning of every micro-batch in train mode, before the U-Net; there this concept has slot 1."""
+
+    def drawn_with(self, **settings: Any) -> Self:
+        """The same concept, drawn with other settings (fields of `settings_class`): a view that shares every tensor.
+
+        Raises UserError for a setting this method does not have, and for a value out of range.
+        """
+        known = [field.name for field in fields(self.settings_class)]
+        if unknown := [name for name in settings if name not in known]:
+            raise UserError(
+                f"setting {unknown[0]}: a concept of method '{self.name}' has {', '.join(known) or 'no settings'}"
+            )
+        view = copy.copy(self)
+        try:
+            view.settings = self.settings_class(**{**asdict(self.settings), **settings})
+        except ValueError as error:
+            raise UserError(f"settings of method '{self.name}': {error}") from None
+        view.settings.validate()
+        return view
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained: optimiser parameter groups, each with `lr_scale`, a factor on the base learning rate."""

@@ -62,7 +62,7 @@ def test_every_folder_with_modules_is_packaged():
 UNET_CALLERS = {
     Path("models/backbone/denoiser.py"),  # the only caller
     Path("training/miniature/pretraining/unet.py"),  # trains the U-Net itself
-    Path("training/studies/benchmark/trainers.py"),  # the stock U-Net, which everything is compared with
+    Path("training/studies/benchmark/training.py"),  # the stock U-Net, which everything is compared with
 }
 
 

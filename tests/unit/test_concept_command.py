@@ -35,7 +35,7 @@ def test_convert_keeps_the_concept_of_the_public_code(command: Command, tmp_path
     assert command("convert", *PAIR, output) == 0
     expected, converted = load_reference_concept(*PAIR), Concept.load(output)
     assert converted.placeholder == expected.placeholder == "<toy>"
-    assert converted.metadata["base_model"] == expected.metadata["base_model"]
+    assert (expected.metadata["base_model"], converted.metadata["base_model"]) == ("/path/to/tiny-sd", "tiny-sd")
     t = torch.tensor([0, 500, 999])
     with torch.no_grad():
         assert torch.equal(converted.method.vectors(t).words, expected.method.vectors(t).words)
@@ -69,7 +69,7 @@ def test_an_embedding_goes_out_and_comes_back(command: Command, tmp_path: Path, 
     assert command("export", concept, embedding) == 0
     assert command("convert", "--base_model", tiny_backbone_folder, "--placeholder", "<cat>", embedding, back) == 0
     converted = Concept.load(back)
-    assert (converted.placeholder, converted.metadata["base_model"]) == ("<cat>", str(tiny_backbone_folder))
+    assert (converted.placeholder, converted.metadata["base_model"]) == ("<cat>", "tiny_backbone0")
     assert torch.equal(converted.method.vectors(torch.tensor([0])).words[0, 0], vector)
     assert command("export", back, embedding) == 2, "an old file is never overwritten"
     assert list(torch.load(embedding, weights_only=True)) == ["<toy>"]
@@ -79,6 +79,7 @@ def save_neti(path: Path, base_model: Path) -> NeTI:
     generator = torch.Generator().manual_seed(0)
     method = created(NeTI, NeTIConfig(), 16, torch.ones(32), generator).eval()
     Concept(method, "<toy>", "teddy", {"base_model": str(base_model)}).save(path)
+    path.with_name("config.yaml").write_text(f"model: {{pretrained_model_name_or_path: {base_model}}}")
     return method
 
 
@@ -150,7 +151,7 @@ def test_mistakes_in_an_export_write_nothing(
     assert command("export", "a.safetensors", *output) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and told in error, error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "there.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "config.yaml", "there.bin"]
     assert Path("there.bin").read_bytes() == b"precious"
 
 
@@ -178,7 +179,15 @@ def test_what_makes_no_difference_is_not_ignored(
         (["convert", str(PAIR[1]), "out.safetensors", "--placeholder", "<x>"], "--base_model"),
         (["convert", *map(str, PAIR), "out.safetensors", "--base_model", "miniature"], "are two"),
         (["convert", str(PAIR[1]), "out.safetensors", "--base_model", "gone/there/no"], "gone/there/no"),
-        (["export", str(PAIR[0]), "out.bin"], "mapper-steps-7.pt"),
+        (["export", str(PAIR[0]), "out.bin"], "model '/path/to/tiny-sd': no such folder"),
+        (["export", "gone.pt", "out.bin"], "gone.pt"),
+        (["export", "--timestep", "9" * 5000, "there.safetensors", "out.bin"], "argument --timestep: invalid int"),
+        (["convert", *map(str, PAIR), "x" * 240 + ".safetensors"], "a name of more than 200 bytes"),
+        (["convert", "~nobody-of-this-name/x.pt", "out.safetensors"], "invalid user_path value"),
+        (["convert"], "the following arguments are required"),
+        (["conver"], "invalid choice: 'conver'"),
+        (["info", "."], "cannot be read: it is a folder"),
+        (["info", "x" * 300], "File name too long"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from neti.training.config.options import LRSchedule, MethodName, MixedPrecision, NormRule, Tracker
-from neti.training.config.run import DataConfig, EvalConfig, LogConfig, ModelConfig, PESigmas, RunConfig
+from neti.training.config.run import METHOD_GROUPS, DataConfig, EvalConfig, LogConfig, ModelConfig, PESigmas, RunConfig
 from neti.utils.config.parsing import parse_config, save_yaml, to_plain_dict
 from neti.utils.errors import UserError
 from neti.utils.images import SquareMode
@@ -501,7 +501,7 @@ def test_a_later_file_wins_over_an_earlier_one_and_the_command_line_over_both(tm
 
 
 def test_a_wrong_method_is_told_by_the_parser() -> None:
-    told = "must be one of: neti, textual_inversion, xti"
+    told = "must be one of: neti, textual_inversion, xti, perfusion"
     assert problem("--model.method", "TI") == f"model.method = 'TI' (command line): {told}"
 
 
@@ -526,7 +526,7 @@ def test_settings_of_neti_are_not_ignored_by_other_methods(method: MethodName) -
         "use_time": False,
         "use_layer": False,
     }
-    common = {"pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method"}
+    common = {"pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method", *METHOD_GROUPS}
     assert changes.keys() | common == {field.name for field in dataclasses.fields(ModelConfig)}, "none is forgotten"
     for key, value in changes.items():
         (line,) = ModelConfig(method=method, **{key: value}).problems()  # type: ignore[arg-type]
@@ -537,6 +537,17 @@ def test_settings_of_neti_are_not_ignored_by_other_methods(method: MethodName) -
 
 def test_a_concept_must_depend_on_something() -> None:
     assert "both false" in problem("--model.use_time", "false", "--model.use_layer", "false")
+
+
+@pytest.mark.parametrize("method", [name for name in MethodName if name != "perfusion"])
+def test_settings_of_perfusion_are_not_ignored_by_other_methods(method: MethodName) -> None:
+    line = problem("--model.method", method.value, "--model.perfusion.beta", "0.5")
+    assert f"model.method = {method} has no model.perfusion; leave out what belongs to perfusion" in line
+
+
+def test_short_templates_are_for_objects() -> None:
+    wrong = problem("--data.templates", "short", "--data.learnable_property", "style")
+    assert "data.templates = short: there are none for styles" in wrong
 
 
 def test_a_config_made_in_python_is_checked_as_well() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -111,3 +112,50 @@ def test_every_entry_of_a_recipe_changes_the_image(
 ) -> None:
     plain, changed = draw(tiny_backbone, [RECIPE, replace(RECIPE, **change)], {"{}": concept.method})
     assert plain.image.tobytes() != changed.image.tobytes()
+
+
+def test_what_is_made_later_is_the_same_bit_for_bit(tiny_backbone: Backbone, concept: Concept) -> None:
+    recipes = [replace(RECIPE, seed=seed) for seed in range(5)]
+    known = {"{}": concept.method}
+    at_once = {made.recipe.seed: made.image.tobytes() for made in draw(tiny_backbone, recipes, known, batch_size=3)}
+    rows: list[int] = []
+    tiny_backbone.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    steps: list[int] = []
+    later = draw(tiny_backbone, recipes, known, batch_size=3, on_step=steps.append, wanted=[recipes[4]])
+    assert {made.recipe.seed: made.image.tobytes() for made in later} == {4: at_once[4]}
+    assert rows == [4, 4], "the batch of seeds 0 to 2 is left out, and seed 3 is denoised beside seed 4"
+    assert sum(steps) == RECIPE.steps
+
+
+def test_two_threads_draw_what_each_draws_alone(tiny_backbone: Backbone, concept: Concept) -> None:
+    known = {"{}": concept.method}
+    calls = [
+        [replace(RECIPE, prompt=prompt, seed=seed) for seed in range(2)] for prompt in ("a {}", "oil painting of {}")
+    ]
+
+    def made(recipes: list[ImageRecipe]) -> list[bytes]:
+        return [drawn.image.tobytes() for drawn in draw(tiny_backbone, recipes, known)]
+
+    alone = [made(recipes) for recipes in calls]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            assert list(pool.map(made, calls)) == alone
+
+
+@pytest.mark.parametrize("wrong", ["{nobody}", "{} and {cat}"])
+def test_a_concept_in_the_negative_prompt_counts(tiny_backbone: Backbone, concept: Concept, wrong: str) -> None:
+    known = {"{}": concept.method}
+    plain, negative, spelt = (
+        made.image.tobytes()
+        for made in draw(
+            tiny_backbone, [replace(RECIPE, negative_prompt=text) for text in ("", "a {}", "a <toy>")], known
+        )
+    )
+    assert plain != negative == spelt
+    with pytest.raises(UserError, match=r"names \{(nobody|cat)\}"):
+        list(draw(tiny_backbone, [replace(RECIPE, negative_prompt=wrong)], known))
+
+
+def test_height_and_width_are_those_of_the_recipe(tiny_backbone: Backbone, concept: Concept) -> None:
+    [made] = draw(tiny_backbone, [replace(RECIPE, height=32, width=64)], {"{}": concept.method})
+    assert made.image.size == (64, 32)

@@ -12,7 +12,7 @@ from hub_server import COMMIT, Hub, serve
 from model_files import make_counterfeit, same_numbers
 
 from neti.models.backbone.backbone import Backbone
-from neti.models.backbone.loading import model_digest
+from neti.models.backbone.loading import model_hash
 from neti.models.backbone.safety import SafetyChecker, has_safety_checker
 from neti.utils.errors import UserError
 
@@ -66,7 +66,7 @@ def test_one_form_of_the_wanted_weights_is_fetched(
     }
     online(monkeypatch, False)
     assert same_numbers(Backbone.from_pretrained(NAME), tiny_backbone)
-    assert model_digest(NAME) == model_digest(str(repository))
+    assert model_hash(NAME) == model_hash(str(repository))
 
 
 def test_a_repository_of_2022(

@@ -9,6 +9,7 @@ from pathlib import Path
 from neti.models.generation.config import InferenceConfig
 from neti.training.config.options import NormRule
 from neti.training.config.run import ModelConfig, RunConfig
+from neti.training.elite.config import EncoderConfig
 from neti.training.evaluation.config import MetricsConfig
 from neti.training.miniature.pretraining.config import MiniatureConfig
 from neti.training.miniature.report.config import ReportConfig
@@ -20,6 +21,7 @@ from neti.utils.config.parsing import Config, parse_config, to_plain_dict
 FOLDER = Path(__file__).parents[2] / "input_configs"
 CONFIGS: dict[str, type[Config]] = {
     "train": RunConfig,
+    "train_elite": EncoderConfig,
     "inference": InferenceConfig,
     "compute_metrics": MetricsConfig,
     "pretrain_miniature": MiniatureConfig,

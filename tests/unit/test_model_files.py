@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.files.weights import STEMS
-from neti.models.backbone.loading import WEIGHTS, model_digest
+from neti.models.backbone.loading import WEIGHTS, model_hash
 from neti.utils.errors import UserError
 
 
@@ -193,19 +193,19 @@ def test_sample_sizes_mean_what_stock_pipelines_make_of_them(
 
 
 def test_the_digest_is_that_of_the_files_in_use(tiny_backbone_folder: Path, folder: Path) -> None:
-    before = model_digest(str(tiny_backbone_folder))
-    assert before == model_digest(str(folder)), "wherever the folder lies"
+    before = model_hash(str(tiny_backbone_folder))
+    assert before == model_hash(str(folder)), "wherever the folder lies"
     (folder / "safety_checker").mkdir()
     (folder / "safety_checker" / "model.safetensors").write_bytes(b"more")
     (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"more")
     (folder / "notes.txt").write_text("more")
-    assert before == model_digest(str(folder)), "what is not used does not count"
+    assert before == model_hash(str(folder)), "what is not used does not count"
     weight_file(folder, "vae").write_bytes(weight_file(folder, "vae").read_bytes()[:-1] + b"x")
-    assert before != model_digest(str(folder))
-    assert model_digest(str(folder), parts=["unet"]) == model_digest(str(tiny_backbone_folder), parts=["unet"])
+    assert before != model_hash(str(folder))
+    assert model_hash(str(folder), parts=["unet"]) == model_hash(str(tiny_backbone_folder), parts=["unet"])
     weight_file(folder, "vae").unlink()
     with pytest.raises(UserError, match=r"incomplete in .*it has no diffusion_pytorch_model"):
-        model_digest(str(folder))
+        model_hash(str(folder))
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "models/moved", "moved.safetensors"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from neti.models.generation.sampling import (
     initial_latents,
     make_scheduler,
     prepare_conditioning,
+    step_generators,
 )
 from neti.models.methods import NeTI, NeTIConfig
+from neti.training.data.latents import LatentCache
 from neti.utils.errors import UserError
 
 CONFIG = SamplingConfig(steps=3)
@@ -197,6 +200,19 @@ def test_a_black_image_is_explained(tiny_backbone: Backbone) -> None:
         decode(tiny_backbone, torch.zeros(1, 4, 8, 8))
 
 
+def test_decoding_undoes_what_training_does_to_latents(tiny_backbone: Backbone) -> None:
+    """Scaled by the one factor of the VAE, and shifted by the other where it has one."""
+    tiny_backbone.vae.register_to_config(shift_factor=0.5)
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scaling_factor = tiny_backbone.vae.config["scaling_factor"]
+    pixels = tiny_backbone.vae.decode(latent).sample
+    scaled = LatentCache(latent[None], torch.full_like(latent[None], -30), scaling_factor, 0.5)
+    trained_on = scaled.sample([0], [False], torch.zeros_like(latent))
+    expected = (pixels[0] / 2 + 0.5).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    difference = np.asarray(decode(tiny_backbone, trained_on)[0]).astype(int) - expected
+    assert abs(difference).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -281,7 +297,7 @@ def test_ddim_never_clips_latents(tiny_backbone: Backbone) -> None:
 def test_the_offset_of_steps_is_that_of_stock_pipelines(tiny_backbone: Backbone, scheduler: str, offset: int) -> None:
     """They correct a missing or zero steps_offset to 1."""
     backbone = with_settings(tiny_backbone, steps_offset=offset, timestep_spacing="leading")
-    stock: Any = stock_pipeline(backbone, backbone.scheduler).scheduler
+    stock: Any = stock_pipeline(backbone, deepcopy(backbone.scheduler)).scheduler
     scheduler_class, changes = SCHEDULERS[scheduler]
     ours = make_scheduler(backbone, SamplingConfig(steps=10, scheduler=scheduler))
     theirs = scheduler_class.from_config(stock.config, **changes)
@@ -304,6 +320,43 @@ def test_no_step_lies_beyond_the_noise(tiny_backbone: Backbone, scheduler: str, 
     try:
         timesteps = make_scheduler(backbone, SamplingConfig(steps=steps, scheduler=scheduler)).timesteps
     except UserError as error:
-        assert steps > 998 and f"steps {steps}: " in str(error)
+        assert (steps > 998 or scheduler == "lcm") and f"steps {steps}: " in str(error)
     else:
         assert 998 <= timesteps.max() <= 999 and timesteps.min() <= 2
+
+
+@pytest.mark.parametrize("scheduler", ["euler_a", "lcm"])
+def test_a_sampler_that_draws_noise_is_fixed_by_the_seed_in_any_batch(tiny_backbone: Backbone, scheduler: str) -> None:
+    """And as stock pipelines draw it: the seed's generator goes on from the initial noise."""
+    config = SamplingConfig(steps=4, scheduler=scheduler)
+    conditioning = prepare_conditioning(tiny_backbone, "a photo of a teddy", {}, config)
+
+    def made(seeds: list[int]) -> Tensor:
+        latents, generators = (make(tiny_backbone, seeds, config) for make in (initial_latents, step_generators))
+        return denoise(tiny_backbone, conditioning, latents, config, generators=generators)
+
+    together = made([7, 8])
+    for i, seed in enumerate((7, 8)):
+        torch.testing.assert_close(made([seed]), together[i : i + 1], rtol=1e-3, atol=1e-3)
+    own: Any = tiny_backbone.scheduler
+    pipeline: Any = StableDiffusionPipeline(
+        vae=tiny_backbone.vae,
+        text_encoder=tiny_backbone.text_encoder,
+        tokenizer=tiny_backbone.tokenizer,
+        unet=tiny_backbone.unet,
+        scheduler=SCHEDULERS[scheduler][0].from_config(own.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    generator = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    expected = pipeline(
+        ["a photo of a teddy"] * 2, num_inference_steps=4, generator=generator, output_type="latent"
+    ).images
+    torch.testing.assert_close(together, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("Euler A", "euler_a"), ("DPM++ 2M", "dpmsolver++"), ("DDIM", "ddim")])
+def test_samplers_answer_to_the_names_of_other_tools(name: str, meant: str) -> None:
+    assert SamplingConfig(scheduler=name).scheduler == meant

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.files import single_file
-from neti.models.backbone.loading import load_parts, model_digest
+from neti.models.backbone.loading import load_parts, model_hash
 from neti.utils.errors import UserError
 
 
@@ -114,10 +114,10 @@ def test_without_settings_beside_it_has_those_of_its_family(
 def test_the_digest_counts_the_file(settings: Path, tensors: dict[str, Tensor]) -> None:
     path = settings / "tiny.safetensors"
     save_file(tensors, path)
-    before = model_digest(str(path))
-    assert model_digest(str(shutil.copy(path, path.with_name("other.safetensors")))) == before
+    before = model_hash(str(path))
+    assert model_hash(str(shutil.copy(path, path.with_name("other.safetensors")))) == before
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert model_digest(str(path)) != before
+    assert model_hash(str(path)) != before
 
 
 LORA = {"lora_unet_down_blocks_0.lora_up.weight": torch.zeros(2, 2)}

@@ -21,7 +21,7 @@ from ...models.conditioning.prompts import SLOT, Prompt
 from ...models.conditioning.tokens import check_placeholder, tokenize
 from ...models.methods import METHODS, Method, Start
 from ...utils.errors import UserError
-from ..config.run import ConceptDtype, MixedPrecision, ModelConfig, RunConfig
+from ..config.run import METHOD_GROUPS, ConceptDtype, MixedPrecision, ModelConfig, RunConfig
 from ..data.dataset import ConceptDataset
 
 DTYPES = {MixedPrecision.no: torch.float32, MixedPrecision.fp16: torch.float16, MixedPrecision.bf16: torch.bfloat16}
@@ -134,7 +134,9 @@ def _given_method(config: RunConfig, backbone: Backbone) -> tuple[Method, int] |
 
 
 def method_config(model: ModelConfig) -> Any:
-    """The method's own config, from those of the model settings that it has."""
+    """The method's own config: its group of the model settings, or what it has of the others."""
+    if model.method in METHOD_GROUPS:
+        return getattr(model, model.method.value)
     settings = {
         "hidden_dim": model.mapper_hidden_dim,
         "use_positional_encoding": model.use_positional_encoding,

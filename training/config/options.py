@@ -6,11 +6,12 @@ from ...utils.config.choices import Choice
 
 
 class MethodName(Choice):
-    """The personalisation methods: a mapper of timestep and layer, one vector, or one vector per layer."""
+    """The personalisation methods: a mapper of timestep and layer, one vector, one per layer, or a rank-one edit."""
 
     neti = "neti"
     textual_inversion = "textual_inversion"
     xti = "xti"
+    perfusion = "perfusion"
 
 
 class Tracker(Choice):
@@ -50,6 +51,13 @@ class OutsideMask(Choice):
 
     ignore = "ignore"
     frozen = "frozen"
+
+
+class Templates(Choice):
+    """Texts of images without captions: all of `learnable_property`, or the nine short ones of Perfusion (objects)."""
+
+    full = "full"
+    short = "short"
 
 
 class SuperCategoryRule(Choice):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 from ...models.conditioning.prompts import SLOT, VALIDATION_PROMPTS
+from ...models.methods.perfusion.config import PerfusionOptions
 from ...utils.config.parsing import Config
 from ...utils.config.values import name_or_path, setting
 from ...utils.devices import device_problems
@@ -30,13 +31,15 @@ from .options import (
     NormRule,
     OutsideMask,
     SuperCategoryRule,
+    Templates,
     Tracker,
 )
 
 LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 STEPS: dict[str, Any] = {"at_most": 10**9, "why": "more would take years"}
 MAX_SAMPLES = 1_000_000  # of one optimizer step
-COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method")  # rest: neti's
+COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method")
+METHOD_GROUPS = ("perfusion",)  # methods whose keys are a group of their name; the other keys are neti's
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class DataConfig(Config):
     dataloader_num_workers: int = setting(8, at_least=0, at_most=1024, why="one process has no more threads")
     # object or style: which templates are trained with
     learnable_property: LearnableProperty = LearnableProperty.object
+    # full: all templates of learnable_property; short: nine that say only "a photo of a {}" in other words
+    templates: Templates = Templates.full
     # An epoch, the unit of shuffling, shows every image this many times
     repeats: int = setting(100, at_least=1, at_most=100_000, why="the order of an epoch is kept in memory")
     # Images are made squares of this many pixels
@@ -151,6 +156,8 @@ class DataConfig(Config):
             )
         if not self.super_category_token.strip():
             lines.append("data.super_category_token is empty; give a word such as toy, cat or painting")
+        if self.templates is Templates.short and self.learnable_property is LearnableProperty.style:
+            lines.append("data.templates = short: there are none for styles; leave it out")
         if self.center_crop and self.square_mode is SquareMode.pad:
             lines.append("data.center_crop = true contradicts data.square_mode = pad; leave one of them out")
         if self.caption_prefix and SLOT not in self.caption_prefix.replace(self.placeholder_token or SLOT, SLOT):
@@ -214,7 +221,7 @@ class ModelConfig(Config):
     revision: Optional[str] = None
     # Start from this concept (.safetensors, or mapper-steps-N.pt of the public code) and go on counting from its step
     mapper_checkpoint_path: Optional[Path] = None
-    # neti, textual_inversion (one vector) or xti (one vector per cross-attention layer)
+    # neti, textual_inversion (one vector), xti (one vector per cross-attention layer) or perfusion (a rank-one edit)
     method: MethodName = MethodName.neti
     # joint: the public code's rescaling; base: the paper's, of the word half alone
     norm_rule: NormRule = NormRule.joint
@@ -226,19 +233,22 @@ class ModelConfig(Config):
     use_time: bool = True
     # Let the concept depend on the U-Net's layer; false is the ablation "time only"
     use_layer: bool = True
+    # What method perfusion has to set
+    perfusion: PerfusionOptions = field(default_factory=PerfusionOptions)
 
     def problems(self) -> list[str]:
         lines = []
         if not (self.use_time or self.use_layer):
             lines.append("model.use_time and model.use_layer are both false; write model.method: textual_inversion")
-        if self.method != MethodName.neti:
-            defaults = ModelConfig()
-            names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
-            changed = [f"model.{name}" for name in names if getattr(self, name) != getattr(defaults, name)]
-            if changed:
+        defaults = ModelConfig()
+        names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
+        changed = [name for name in names if getattr(self, name) != getattr(defaults, name)]
+        for owner in ("neti", *METHOD_GROUPS):
+            foreign = [f"model.{name}" for name in changed if (name if name in METHOD_GROUPS else "neti") == owner]
+            if foreign and self.method != owner:
                 lines.append(
-                    f"model.method = {self.method} has no {', '.join(changed)}; leave out what belongs to neti, or "
-                    "write model.method: neti"
+                    f"model.method = {self.method} has no {', '.join(foreign)}; leave out what belongs to {owner}, or "
+                    f"write model.method: {owner}"
                 )
         return lines
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...models.conditioning.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from ...models.conditioning.prompts import OBJECT_TEMPLATES, SHORT_TEMPLATES, STYLE_TEMPLATES
 from ...utils.errors import UserError
 from ...utils.images import SquareMode, read_image, to_square
-from ..config.options import LearnableProperty, MaskSource
+from ..config.options import LearnableProperty, MaskSource, Templates
 from ..config.run import DataConfig
 from .captions import read_captions
 from .masks import find_masks, read_mask, transparency_mask
@@ -62,7 +62,9 @@ class ConceptDataset:
         skipped = [(path.name, words) for path, words in others.items() if path not in used]
         self.notes = [f"skipped {note}" for note in _by_words(skipped)] + caption_notes
         is_style = config.learnable_property is LearnableProperty.style
-        self.templates = STYLE_TEMPLATES if is_style else OBJECT_TEMPLATES
+        self.templates: tuple[str, ...] = STYLE_TEMPLATES if is_style else OBJECT_TEMPLATES
+        if config.templates is Templates.short:
+            self.templates = SHORT_TEMPLATES
 
     def __len__(self) -> int:
         """The number of images."""

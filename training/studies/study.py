@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ...models.backbone.backbone import Backbone
-from ...models.backbone.loading import BUNDLED, model_digest
+from ...models.backbone.loading import BUNDLED, model_hash
 from ...models.concepts.concept import Concept
 from ...models.conditioning.composition import AnyConcept
 from ...models.conditioning.prompts import SLOT
@@ -54,7 +54,7 @@ class Study:
         self.world = World.create(config.scale.value, config.font)
         self.photos = {one.name: one for one in read_concepts(config.concepts_dir)}
         self.backbone = Backbone.from_pretrained(config.sd)
-        self.model = _short(model_digest(config.sd))
+        self.model = _short(model_hash(config.sd))
         self.metric_model = CLIPMetricModel.from_pretrained(config.judge, key="judge")
 
     @property

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ....utils.errors import UserError, first_line
+from ....utils.hashing import SHORT, file_hash, sha256
 from .hub import HUB_NAME, fetch
 from .single_file import ENDINGS, Checkpoint, open_checkpoint
 from .weights import CHECKER, WEIGHTS, find_weights
@@ -59,20 +59,18 @@ def model_folder(name_or_path: str, revision: str | None = None, weights: Collec
     return find_model(name_or_path, revision, weights).folder
 
 
-def model_digest(name_or_path: str, revision: str | None = None, parts: Collection[str] = WEIGHTS) -> str:
-    """`sha256:<64 hex digits>` of what `parts` of a model are loaded from: weights and settings, and the tokenizer.
+def model_hash(name_or_path: str, revision: str | None = None, parts: Collection[str] = WEIGHTS) -> str:
+    """12 hex digits of what `parts` of a model are loaded from: weights and settings, tokenizer and noise schedule.
 
-    The files are digested with their names inside the model, so that a moved or copied model keeps its digest, and only
-    those that are read: others that lie in the folder do not count. Raises UserError as `find_model`.
+    The files count with their names inside the model, so that a moved or copied model keeps its hash, and only those
+    that are read: others that lie in the folder do not count. Raises UserError as `find_model`, and for missing files.
     """
     files = find_model(name_or_path, revision, parts)
-    whole = hashlib.sha256()
     try:
-        for name, path in sorted(_used(files, parts).items()):
-            whole.update(name.encode() + b"\0" + _file_digest(path))
+        lines = [f"{name} {file_hash(path)}\n".encode() for name, path in sorted(_used(files, parts).items())]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model {name_or_path!r}: incomplete in {files.folder} ({first_line(error)})") from error
-    return f"sha256:{whole.hexdigest()}"
+    return sha256(lines)[:SHORT]
 
 
 def _used(files: ModelFiles, parts: Collection[str]) -> dict[str, Path]:
@@ -99,11 +97,3 @@ def _checkpoint(name: str, path: Path) -> ModelFiles:
     except Exception as error:  # anybody's file
         raise UserError(f"model {name!r}: {first_line(error)}") from error
     return ModelFiles(checkpoint.settings, checkpoint.tokenizer, checkpoint)
-
-
-def _file_digest(path: Path) -> bytes:
-    whole = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            whole.update(block)
-    return whole.digest()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModel
 
 from . import data, loop
 from .config import HEAD_WIDTH, CLIPSettings
@@ -53,9 +53,9 @@ def normalise(pixels: Tensor) -> Tensor:
     return pixels * 2.0
 
 
-def preprocessing(model: CLIPModel) -> dict[str, object]:
+def preprocessing(model: CLIPModel | CLIPVisionModel) -> dict[str, object]:
     """``normalise`` as the CLIPImageProcessor config that belongs beside the weights."""
-    vision: Any = model.config.vision_config
+    vision: Any = getattr(model.config, "vision_config", model.config)
     side = vision.image_size
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -69,6 +69,27 @@ class CLIPSettings(Config):
 
 
 @dataclass(frozen=True)
+class VisionSettings(Config):
+    """Size of the vision tower of ELITE's encoder, and how long to train it."""
+
+    width: int = setting(128, at_least=HEAD_WIDTH)
+    layers: int = setting(6, at_least=1)
+    patch: int = setting(8, at_least=1)
+    steps: int = setting(1300, at_least=1)
+    batch: int = setting(128, at_least=2)
+    learning_rate: float = setting(1e-3, above=0)
+    # Share of the batches whose scenes have one place and style, so that only the object tells their captions apart
+    alike: float = setting(0.5, at_least=0, at_most=1)
+    # Share of the pictures that show the object on black: what ELITE's local mapper looks at
+    masked: float = setting(0.2, at_least=0, at_most=1)
+    seed: int = setting(23, at_least=0, at_most=2**32)
+
+    def problems(self) -> list[str]:
+        wrong = self.width % HEAD_WIDTH
+        return [f"vision.width = {self.width} must be a multiple of {HEAD_WIDTH}, the width of a head"] if wrong else []
+
+
+@dataclass(frozen=True)
 class UNetConfig(Config):
     """Widths and heads of the four levels, how long to train, and on which kinds of things (empty: all of the world's).
 
@@ -111,6 +132,8 @@ class MiniatureConfig(Config):
     output_dir: Path = Path("outputs/miniature/export")
     # Go on from an exported model (a folder with sd/ and judge/): U-Net and text tower learn further, the rest is kept
     start_from: Optional[Path] = None
+    # Train nothing but the vision tower of ELITE's encoder, on the text encoder of start_from; it goes to vision/
+    vision_only: bool = False
     # Path of NotoColorEmoji.ttf; unset: where Debian's fonts-noto-color-emoji puts it
     font: Optional[Path] = None
     # Width of an image in pixels; latents are always 16 x 16
@@ -129,6 +152,7 @@ class MiniatureConfig(Config):
     text: CLIPSettings = field(default_factory=CLIPSettings)
     judge: CLIPSettings = field(default_factory=lambda: CLIPSettings(text_width=96, text_layers=3, seed=22))
     unet: UNetConfig = field(default_factory=UNetConfig)
+    vision: VisionSettings = field(default_factory=VisionSettings)
 
     def problems(self) -> list[str]:
         lines = device_problems("device", self.device)
@@ -138,7 +162,9 @@ class MiniatureConfig(Config):
                 f"pixels = {self.pixels} and {halvings + 1} vae.channels: latents must come out {LATENTS} x {LATENTS}, "
                 f"so pixels must be {LATENTS * 2**halvings} or vae.channels longer or shorter"
             )
-        for name, clip in (("text", self.text), ("judge", self.judge)):
+        if self.vision_only and self.start_from is None:
+            lines.append("vision_only needs start_from, the folder of the finished models: models/miniature")
+        for name, clip in (("text", self.text), ("judge", self.judge), ("vision", self.vision)):
             if self.pixels % clip.patch:
                 lines.append(f"{name}.patch = {clip.patch} must divide pixels = {self.pixels}")
         known = world_objects(self.scale.value)

@@ -17,7 +17,7 @@ from ....utils.errors import UserError
 from ....utils.image_files import write_json
 from ..world import captions
 from ..world.world import World
-from . import clip, data, loop, tokenizer, unet, vae
+from . import clip, data, loop, tokenizer, unet, vae, vision
 from .config import LATENTS, MiniatureConfig
 
 SHARD = "9MB"  # of a weight file: small files are kinder to version control
@@ -50,6 +50,8 @@ def pretrain(config: MiniatureConfig) -> bool:
     UserError for a font, device or model that is not there, and for files in ``work_dir`` made with other settings.
     """
     device = loop.join_processes(config.device)
+    if config.vision_only:
+        return loop.rank() > 0 or _pretrain_vision(config, device)
     loop.own_share(config.unet.batch)  # a batch that cannot be shared is told before hours of work
     ready = _prepare(config, device) if loop.rank() == 0 else None
     if not loop.first_says(ready is not None):
@@ -114,6 +116,19 @@ def _claim(config: MiniatureConfig) -> None:
         found = "a damaged file"
     if found != wanted:
         raise UserError(f"work_dir = {config.work_dir} holds data of {found}, not of {wanted}; choose another")
+
+
+def _pretrain_vision(config: MiniatureConfig, device: torch.device) -> bool:
+    """The vision tower of ELITE's encoder, in half precision; it is one process's work."""
+    assert config.start_from is not None
+    models = read_export(config.start_from)
+    world = World.create(config.scale.value, config.font)
+    part = loop.Slice(config.work_dir, "vision", config.minutes)
+    tower = vision.train(config.vision, world, config.pixels, models.text, models.words, part, device)
+    if tower is not None:
+        tower.cpu().half().save_pretrained(config.output_dir / "vision")
+        write_json(clip.preprocessing(tower), config.output_dir / "vision" / "preprocessor_config.json")
+    return tower is not None
 
 
 def _first_stages(

@@ -43,8 +43,10 @@ CENTRED = ("icon", "statue")  # styles that fix the object's place and size
 COLOURLESS = ("statue", "sand", "manga")  # styles in which a colour word would be a lie
 
 
-def _noun(scene: Scene, rng: Rng) -> str:
-    """The object as words without article, at most one colour, pattern, size word and one name."""
+def _noun(scene: Scene, rng: Rng, name: str | None = None) -> str:
+    """The object as words without article, at most one colour, pattern, size word and one name; or ``name`` for all."""
+    if name is not None:
+        return name
     look, words = scene.look, []
     if scene.count == 1 and scene.style not in CENTRED and rng.random() < 0.5:
         words += ["small"] if scene.size < 0.55 else ["big"] if scene.size > 0.8 else []
@@ -65,8 +67,8 @@ def _plural(noun: str) -> str:
     return noun if noun.endswith(("fish", "beer", "milk")) else noun + ("es" if noun.endswith(("s", "sh")) else "s")
 
 
-def _subject(scene: Scene, rng: Rng) -> str:
-    noun = _noun(scene, rng)
+def _subject(scene: Scene, rng: Rng, name: str | None) -> str:
+    noun = _noun(scene, rng, name)
     if scene.count == 2:
         return f"two {_plural(noun) if rng.random() < 0.6 else noun}"
     if rng.random() < 0.35:  # the paper's prompts name the concept without an article
@@ -82,7 +84,7 @@ def _position(scene: Scene, rng: Rng) -> str:
     return ""
 
 
-def _from_template(scene: Scene, rng: Rng) -> str | None:
+def _from_template(scene: Scene, rng: Rng, name: str | None) -> str | None:
     """One of the training recipe's 27 object templates, where it tells the truth."""
     template = str(rng.choice(OBJECT_TEMPLATES))
     if scene.light and rng.random() < 0.8:
@@ -95,18 +97,18 @@ def _from_template(scene: Scene, rng: Rng) -> str | None:
         return None
     if ("small" in template and scene.size > 0.6) or ("large" in template and scene.size < 0.6):
         return None
-    return template.format(_noun(scene, rng))
+    return template.format(_noun(scene, rng, name))
 
 
-def caption(scene: Scene, rng: Rng) -> str:
-    """One of the many true captions of a scene."""
+def caption(scene: Scene, rng: Rng, name: str | None = None) -> str:
+    """One of the many true captions of a scene; with ``name``, the object is called that and nothing else."""
     if scene.style == "photo" and rng.random() < 0.45:
-        text = _from_template(scene, rng)
+        text = _from_template(scene, rng, name)
         if text is not None:
             told = scene.place != "plain" and rng.random() < 0.6
             return f"{text} {rng.choice(PLACE_WORDS[scene.place])}" if told else text
     words = STYLE_WORDS[scene.style]
-    text = str(words[0] if rng.random() < 0.55 else rng.choice(words)).format(_subject(scene, rng))
+    text = str(words[0] if rng.random() < 0.55 else rng.choice(words)).format(_subject(scene, rng, name))
     tell_place = 0.25 if scene.place == "plain" and scene.style == "photo" else 0.9 if scene.style == "photo" else 0.6
     if (scene.place != "plain" or scene.style == "photo") and rng.random() < tell_place:
         text += f" {rng.choice(PLACE_WORDS[scene.place])}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ....models.backbone.loading import model_folder
+from ....models.backbone.loading import model_hash
 from ....models.judging.metric_model import CLIPMetricModel
 from ....utils.devices import describe_machine, pick_device
 from ....utils.errors import UserError
@@ -59,7 +59,7 @@ class Reproduction:
         )
         sources = (*config.concept_sources, *config.tuning_sources)
         contents = Contents(
-            model=folder_hash(model_folder(self.base.model.pretrained_model_name_or_path, self.base.model.revision)),
+            model=model_hash(self.base.model.pretrained_model_name_or_path, self.base.model.revision),
             judge=self.judge.digest,
             photos={source.name: folder_hash(source.folder) for source in sources},
         )
