@@ -20,7 +20,7 @@ from ...config.run import RunConfig
 from ...evaluation.plot import write_plot
 from ...evaluation.report import Report, bootstrap_protocol
 from ...evaluation.rows import Kind
-from ...miniature.report.pictures import save_jpeg
+from ..page import save_jpeg
 from .board import Board, Contents, matching, with_required
 from .cells import Cell, Choice, longest, main_cells, search_cells
 from .claims import Claims
