@@ -144,9 +144,8 @@ def make_counterfeit(folder: Path, tiny: Path, *, pickles: bool = True) -> Path:
 
     tiny: a folder in today's layout, whose weights and sizes are taken. pickles: as `.bin`, else as `.safetensors`.
     """
-    for part, (safe, pickled) in STEMS.items():
-        if part == CHECKER:
-            continue
+    for part in WEIGHTS:
+        safe, pickled = STEMS[part]
         config = json.loads((tiny / part / "config.json").read_text())
         kept = {key: config[key] for key in KEYS_OF_2022[part].split()}
         _write(folder / part / "config.json", kept | CHANGES_OF_2022[part])

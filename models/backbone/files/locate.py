@@ -78,6 +78,10 @@ def _used(files: ModelFiles, parts: Collection[str]) -> dict[str, Path]:
     """The files that `parts` of a model are loaded from, by their names inside the model."""
     used = {f"tokenizer/{path.name}": path for path in files.tokenizer.glob("*") if path.is_file()}
     used["scheduler"] = files.folder / "scheduler" / "scheduler_config.json"
+    if "text_encoder" in parts and (files.folder / SECOND).is_dir():
+        parts = [*parts, SECOND]
+        used["index"] = files.folder / "model_index.json"
+        used |= {f"tokenizer_2/{path.name}": path for path in (files.folder / "tokenizer_2").glob("*") if path.is_file()}
     for part in parts:
         used[part] = files.folder / part / "config.json"
         if files.checkpoint is None:
