@@ -45,21 +45,19 @@ def load_parts(
     if {*weights} == {*WEIGHTS}:
         _check(name_or_path, files)
     parts: dict[str, Any] = {}
+    wanted = [*weights, *(files.text_encoders[1:] if "text_encoder" in weights else [])]
     if files.checkpoint is not None and weights:
         with explained(name_or_path, "weights", files):
-            parts |= load_checkpoint(files.checkpoint, weights, dtype)
-    for part in ("tokenizer", "scheduler", *WEIGHTS):
+            parts |= load_checkpoint(files.checkpoint, wanted, dtype)
+    for part in (*files.tokenizers, "scheduler", *files.text_encoders, "vae", "unet"):
         if part not in parts:
             with explained(name_or_path, part, files):
-                parts[part] = _load_part(part, files, dtype, part in weights)
-    if len(_text_encoders(files)) > 1:
-        with explained(name_or_path, SECOND, files):
-            parts[SECOND] = _load_part(SECOND, files, dtype, "text_encoder" in weights)
-        with explained(name_or_path, "tokenizer_2", files):
-            parts["tokenizer_2"] = _tokenizer(files.tokenizer.with_name("tokenizer_2"), None)
-        index = files.folder / "model_index.json"
-        settings = read_settings(index) if index.is_file() else {}
-        parts["zeros_for_empty_prompt"] = bool(settings.get("force_zeros_for_empty_prompt", True))
+                parts[part] = _load_part(part, files, dtype, part in wanted)
+    if len(files.text_encoders) > 1:
+        with explained(name_or_path, "model_index.json", files):
+            index = files.folder / "model_index.json"
+            settings = read_settings(index) if index.is_file() else {}
+            parts["zeros_for_empty_prompt"] = bool(settings.get("force_zeros_for_empty_prompt", True))
     with explained(name_or_path, "unet", files):
         _correct_sample_size(parts["unet"])
     return parts
@@ -71,19 +69,13 @@ def check_text_to_image(name_or_path: str, revision: str | None = None) -> None:
 
 
 def _check(name: str, files: ModelFiles) -> None:
-    settings = {}
-    encoders = _text_encoders(files)
+    settings, encoders = {}, files.text_encoders
     for part in ("unet", "vae", "scheduler", *encoders):
         with explained(name, part, files):
             settings[part] = read_settings(_settings_file(part, files))
     text_width = sum(settings.pop(encoder).get("hidden_size", 512) for encoder in encoders)
     if problem := settings_problem(**settings, text_width=text_width, two_encoders=len(encoders) > 1):
         raise UserError(f"model {name!r}: {problem}")
-
-
-def _text_encoders(files: ModelFiles) -> list[str]:
-    """Which text encoders a model has: one, or two as SDXL."""
-    return [part for part in ("text_encoder", SECOND) if part == "text_encoder" or (files.folder / part).is_dir()]
 
 
 def load_weights(part: str, folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
@@ -116,19 +108,19 @@ def _advice(part: str, files: ModelFiles) -> str:
     lying = sorted(path for path in files.folder.glob("*") if path.suffix in ENDINGS)
     if lying and not (files.folder / part).is_dir():
         return f"to use the checkpoint in this folder, give its path: {lying[0]}"
-    return "a complete Stable Diffusion 1.x/2.x folder in diffusers format is needed"
+    return "a complete Stable Diffusion folder (1.x, 2.x or XL) in diffusers format is needed"
 
 
 def _load_part(part: str, files: ModelFiles, dtype: torch.dtype, with_weights: bool) -> Any:
-    if part == "tokenizer":
-        return _tokenizer(files.tokenizer, files.checkpoint.pad_token if files.checkpoint else None)
+    if part in files.tokenizers:
+        return _tokenizer(*files.tokenizer(part))
     path = _settings_file(part, files).parent
     if part == "scheduler":
         return DDPMScheduler.from_pretrained(path)
     if with_weights:
         return load_weights(part, path, CLASSES[part], dtype)
     with torch.device("meta"):
-        if part in ("text_encoder", SECOND):
+        if part in files.text_encoders:
             return CLASSES[part](CLIPTextConfig.from_pretrained(path))
         return CLASSES[part].from_config(CLASSES[part].load_config(path))
 
