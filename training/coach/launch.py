@@ -159,7 +159,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         raise UserError("optim.mixed_precision = fp16 needs a GPU, and the device is the CPU; write bf16 or no")
     allow_tf32(False)  # the objective switches it on where it is wanted
     try:
-        if os.environ.get("WORLD_SIZE", "1") != "1" and not os.environ.get("RANK"):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not os.environ.get("RANK"):
             raise ValueError("RANK is missing")  # else this process would wait for the others for hours
         return Accelerator(
             cpu=on_cpu,

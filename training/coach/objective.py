@@ -109,10 +109,12 @@ class Objective(nn.Module):
         """
         noisy = self.diffusion.add_noise(batch.latents, batch.noise, batch.timesteps)
         with torch.autocast(noisy.device.type, enabled=False):
+            allow_tf32(False)
             vectors = self.method.vectors(batch.timesteps, generator=batch.generators)
             if self.allow_tf32:
                 allow_tf32(True)  # until the gradients arrive back at the method
-                vectors.words.register_hook(lambda _: allow_tf32(False))
+                if vectors.words.requires_grad:
+                    vectors.words.register_hook(lambda _: allow_tf32(False))
             conditioning = condition(
                 self.backbone.text,
                 batch.tokens,

@@ -91,8 +91,10 @@ class Trainer:
         """
         last_step = self.config.optim.max_train_steps
         self.metrics = MetricsLog(self.run, self.config, self.accelerator, self.watcher.note, self.step)
-        if self.is_saved and self.accelerator.is_main_process and not self.run.concept(self.step).exists():
-            self._save_concept()  # a call was killed between the two files
+        if self.is_saved and self.accelerator.is_main_process:  # by a call that may have been killed within `_save`
+            if not self.run.concept(self.step).exists():
+                self._save_concept()
+            self.run.rotate_states(self.config.log.checkpoints_total_limit)
         self.watcher.started(self.step, last_step)
         with GracefulStop(self.watcher.wants_stop) as stop:
             stopped_by = self._show_if_due(stop)
