@@ -106,6 +106,11 @@ def save_embedding(concept: Concept, path: str | Path) -> None:
     Raises UserError for a concept of another method or another suffix, and if the place cannot be written to.
     """
     method, path = concept.method, Path(path)
+    if method.projection() is not None:
+        raise UserError(
+            f"concept {concept.placeholder}: an embedding file holds a word, and a concept of method '{method.name}' "
+            "is an edit of the attention layers too; it cannot be exported"
+        )
     if not isinstance(method, TextualInversion):
         raise UserError(
             f"concept {concept.placeholder}: an embedding file holds one vector for all layers and timesteps, and a "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .files import LFS_POINTER
+from ..files import LFS_POINTER
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")  # no EPS: it would run Ghostscript
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,7 +131,7 @@ class Perfusion(Method):
     def covariance(self) -> Covariance | None:
         """The C it was trained with; None in gate mode "explicit". UserError if it is not to be found."""
         if self._covariance is None and self.config.gate_mode is not GateMode.explicit:
-            self._covariance = find_covariance(self.config.covariance_digest, self.config.covariance)
+            self._covariance = find_covariance(self.config.covariance_digest, self.folder or Path())
         return self._covariance
 
     @property
