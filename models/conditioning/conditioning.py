@@ -162,7 +162,7 @@ def condition(
     return Conditioning(
         keys=keys,
         values=values,
-        slots=_numbered(tokens).expand(batch, -1).to(text.device) if named else None,
+        slots=to_device(_numbered(tokens), text.device).expand(batch, -1) if named else None,
         image=images[0].to(encoding).expand(batch, -1, -1) if images else None,
         added=_added(text, tokens, words, states, chunk_rows, image_size) if text.has_pooled else {},
     )
