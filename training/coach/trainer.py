@@ -167,7 +167,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _save_concept(self) -> None:
-        data, settings = self.config.data, to_plain_dict(self.config, names_only=True)
+        data, settings = self.config.data, to_plain_dict(self.config)
         metadata = {"base_model": self.setup.backbone.name, "step": self.step, "training_config": settings}
         dtype = torch.float16 if self.config.log.concept_dtype is ConceptDtype.fp16 else torch.float32
         concept = Concept(self.setup.method, data.placeholder_token, data.super_category_token, metadata)
