@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...models.backbone.backbone import Backbone
 from ...models.backbone.loading import WEIGHTS, check_text_to_image
@@ -166,8 +166,9 @@ def weight_checksums(backbone: Backbone) -> dict[str, int]:
     The same on every device, and another as soon as one number is. UserError if a number is NaN or infinite.
     """
     sums = {}
-    for part in WEIGHTS:
-        weights = [(name, p.detach()) for name, p in getattr(backbone, part).named_parameters() if not p.is_meta]
+    parts = {part: module for part, module in vars(backbone).items() if isinstance(module, nn.Module)}
+    for part, module in parts.items():
+        weights = [(name, weight.detach()) for name, weight in module.named_parameters() if not weight.is_meta]
         if broken := [name for name, weight in weights if not weight.isfinite().all()]:
             raise UserError(
                 f"model.pretrained_model_name_or_path = {backbone.name}: its {part} holds NaN or infinity (in "
