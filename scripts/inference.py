@@ -87,11 +87,9 @@ def encoded(config: InferenceConfig, image: Path, path: Path) -> Path:
     from neti.models.methods.elite.config import EncodeConfig
     from neti.models.methods.elite.encode import encode_picture
 
-    model = config.pretrained_model_name_or_path
-    options = EncodeConfig(
-        image, config.mask, config.encoder, strength=config.strength, pretrained_model_name_or_path=model
-    )
-    encode_picture(options).save(path)
+    given = {key: getattr(config, key) for key in ("encoder", "strength", "pretrained_model_name_or_path")}
+    options = {key: value for key, value in given.items() if value is not None}
+    encode_picture(EncodeConfig(image, config.mask, **options)).save(path)
     return path
 
 

@@ -17,8 +17,8 @@ try:
     from neti.utils.errors import ArgumentParser, UserError, exit_on_user_error, shorten
     from neti.utils.files import list_folder, user_path
     from neti.utils.grid import labelled_grid
-    from neti.utils.image_files import read_metadata, write_png
     from neti.utils.images import load_image
+    from neti.utils.images.png import read_metadata, write_png
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 try:
     from neti.training.studies.mixing.config import MixingConfig
@@ -28,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from neti.training.studies.mixing.report import write_mixing  # takes seconds: mistakes found above come at once
 
-    for path in write_mixing(config, Path(__file__).with_name("train.py")):
+    for path in write_mixing(config):
         print(path)
 
 

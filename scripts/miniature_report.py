@@ -1,4 +1,4 @@
-"""Measure a miniature Stable Diffusion on held-out scenes and concepts; write docs/miniature.md with pictures.
+"""Measure a miniature Stable Diffusion on held-out scenes and concepts; fill in the measured part of docs/miniature.md.
 
     python scripts/miniature_report.py --config_path input_configs/miniature_report.yaml [--key value ...]
 
@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 try:
     from neti.training.miniature.report.config import ReportConfig
-    from neti.training.miniature.report.report import write_report
     from neti.utils.config.parsing import parse_config
     from neti.utils.errors import exit_on_user_error
 except ModuleNotFoundError as missing:
@@ -26,10 +24,12 @@ except ModuleNotFoundError as missing:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write, and print the table."""
     config = parse_config(ReportConfig, sys.argv[1:] if argv is None else argv)
-    table = write_report(config, Path(__file__).with_name("train.py"))
-    for row in table:
+
+    from neti.training.miniature.report.report import write_report  # takes seconds: mistakes found above come at once
+
+    for row in write_report(config):
         verdict = {True: "met", False: "NOT MET", None: ""}[row.met]
-        print(f"{row.what:55} {row.bar:>14}  {row.value:28} {verdict}")
+        print(f"{row.what:55} {row.goal:>14}  {row.value:28} {verdict}")
     print(f"done: {config.docs_dir / 'miniature.md'}")
 
 

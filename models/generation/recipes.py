@@ -11,7 +11,7 @@ from typing import Any
 from ...utils.config.records import from_plain
 from ...utils.devices import library_versions
 from ...utils.errors import UserError, first_line, shown
-from ...utils.image_files import read_metadata
+from ...utils.images.png import read_metadata
 from ..conditioning.prompts import SLOT, Prompt
 
 RENAMED = {"voices": "concepts"}  # what earlier versions called an entry

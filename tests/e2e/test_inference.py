@@ -27,7 +27,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
 from neti.models.methods import NeTI, NeTIConfig
-from neti.utils.image_files import read_metadata
+from neti.utils.images.png import read_metadata
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inference.py"
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from neti.models.generation.gallery import Gallery
 from neti.models.generation.recipes import ImageRecipe
-from neti.utils.image_files import read_metadata, write_png
+from neti.utils.images.png import read_metadata, write_png
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_overview.py"
 Overview = Callable[..., int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,10 @@ from neti.models.concepts.concept import Concept
 from neti.models.methods import METHODS
 from neti.training.miniature.pretraining.clip import build, preprocessing
 from neti.training.miniature.pretraining.config import CLIPSettings
-from neti.training.miniature.report.concept_training import trained_file
 from neti.training.miniature.report.config import ReportConfig
-from neti.training.miniature.report.page import model_parts
-from neti.training.miniature.report.pictures import MAX_BYTES
+from neti.training.miniature.report.page import confusion, model_parts
 from neti.training.miniature.report.report import write_report
-from neti.training.miniature.report.table import confusion, rights, table_rows
-from neti.training.miniature.report.workbench import Results
+from neti.training.miniature.report.table import rights, table_rows
 from neti.training.miniature.report.zero_shot import (
     answers,
     choices,
@@ -36,9 +34,11 @@ from neti.training.miniature.report.zero_shot import (
     retrieval_rates,
 )
 from neti.training.miniature.world.captions import PLACE_WORDS, STYLE_WORDS
-from neti.training.miniature.world.concepts import ConceptPhotos
-from neti.training.miniature.world.objects import CONCEPTS, Look, find_font
+from neti.training.miniature.world.objects import CONCEPTS, OBJECTS, Look, find_font
+from neti.training.miniature.world.places import PLACES
+from neti.training.miniature.world.styles import STYLES
 from neti.training.miniature.world.world import Scene
+from neti.training.studies.page import MAX_BYTES
 from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
 from neti.utils.hashing import folder_hash
@@ -140,12 +140,12 @@ def stored() -> dict[str, Any]:
     }
 
 
-def test_rows_compare_stored_results_with_the_bars() -> None:
+def test_rows_compare_stored_results_with_the_goals() -> None:
     rows = table_rows(stored(), 32)
     shown = {row.what: (row.value.split(" [")[0], row.met) for row in rows}
     assert shown == {
         "VAE reconstruction PSNR": ("26.50 dB", True),
-        "judge: own caption found among 32 random ones": ("75.0%", False),
+        "metric model: own caption found among 32 random ones": ("75.0%", False),
         "text to image: place right": ("66.7%", False),
         "text to image: style right": ("100.0%", True),
         "text to image: category right": ("50.0%", False),
@@ -170,20 +170,6 @@ def test_confusion_counts_images() -> None:
     assert confusion({"a": ["a", "b", "b"]}, ["a", "b", "c"]) == {"a": [1, 2, 0]}
 
 
-def test_results_are_measured_once_per_inputs(tmp_path: Path) -> None:
-    calls = []
-
-    def measure() -> dict[str, Any]:
-        calls.append(1)
-        return {"value": len(calls)}
-
-    results = Results(tmp_path)
-    assert results.get("row", {"model": "x"}, measure) == {"value": 1}
-    assert Results(tmp_path).get("row", {"model": "x"}, measure) == {"value": 1}
-    assert results.get("row", {"model": "y"}, measure) == {"value": 2}
-    assert results.get("other", {"model": "x"}, measure) == {"value": 3}
-
-
 def test_files_digest_sees_content_and_names_but_not_the_place(tmp_path: Path) -> None:
     for folder in ("a", "b", "c"):
         (tmp_path / folder).mkdir()
@@ -205,11 +191,11 @@ def test_the_reports_yaml_is_valid_and_mistakes_are_told() -> None:
         parse_config(ReportConfig, ["--captions", "50", "--retrieval_pool", "40"])
 
 
-def test_a_missing_train_config_is_told_before_anything_is_measured(tmp_path: Path) -> None:
-    config = ReportConfig(train_config=tmp_path / "none.yaml", work_dir=tmp_path / "work", docs_dir=tmp_path / "docs")
-    with pytest.raises(UserError, match=r"none\.yaml"):
-        write_report(config, ROOT / "scripts" / "train.py")
-    assert list(tmp_path.iterdir()) == []
+def test_the_page_names_all_of_the_world() -> None:
+    text = (ROOT / "docs" / "miniature.md").read_text().split("## Its parts")[0]
+    for names in (OBJECTS, PLACES, STYLES):
+        assert ", ".join(names) in " ".join(text.split())
+    assert f"one of {sum(map(len, OBJECTS.values()))} emoji" in text and f"{len(CONCEPTS)} further glyphs" in text
 
 
 @pytest.fixture
@@ -242,28 +228,32 @@ def tiny_report(tmp_path: Path, tiny_backbone: Backbone, tiny_backbone_folder: P
 
     def config(**changes: Any) -> ReportConfig:
         return ReportConfig(
-            sd=str(tiny_backbone_folder),
-            judge=str(tmp_path / "judge"),
-            categories=("cat", "dog", "insect"),
-            captions=40,
-            retrieval_pool=8,
-            concepts_dir=tmp_path / "concepts",
-            concept_files=tmp_path / "learned",
-            train_missing=False,
-            concept_images=2,
-            paper_concepts=("tiger",),
-            steps=1,
-            work_dir=tmp_path / "work",
-            docs_dir=tmp_path / "docs",
-            **changes,
+            **{
+                "sd": str(tiny_backbone_folder),
+                "judge": str(tmp_path / "judge"),
+                "categories": ("cat", "dog", "insect"),
+                "captions": 40,
+                "retrieval_pool": 8,
+                "concepts_dir": tmp_path / "concepts",
+                "concept_files": tmp_path / "learned",
+                "train_missing": False,
+                "concept_images": 2,
+                "paper_concepts": ("tiger",),
+                "steps": 1,
+                "work_dir": tmp_path / "work",
+                "docs_dir": tmp_path / "docs",
+                **changes,
+            }
         )
 
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "miniature.md", tmp_path / "docs")
     return config
 
 
 def test_the_whole_report_on_tiny_models(tiny_report: Callable[..., ReportConfig], tmp_path: Path) -> None:
     config = tiny_report()
-    rows = write_report(config, ROOT / "scripts" / "train.py")
+    rows = write_report(config)
     assert len(rows) == 10
     page = (tmp_path / "docs" / "miniature.md").read_text()
     assert all(row.what in page for row in rows)
@@ -283,7 +273,7 @@ def test_the_whole_report_on_tiny_models(tiny_report: Callable[..., ReportConfig
     assert set(results["truth"]["category"]) == {"cat", "dog", "insect"}
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.*")}
-    assert write_report(config, ROOT / "scripts" / "train.py") == rows
+    assert write_report(config) == rows
     assert (tmp_path / "docs" / "miniature.md").read_text() == page
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.*")} == before
 
@@ -294,30 +284,22 @@ def test_model_parts_are_read_from_the_files(tiny_backbone: Backbone, tiny_backb
     assert parts["sd: vae"] == sum(parameter.numel() for parameter in tiny_backbone.vae.parameters())
 
 
-def test_a_missing_concept_is_learned_once_with_the_training_script(tmp_path: Path, tiny_backbone_folder: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "log: {exp_name: x}\n"
-        "data: {train_data_dir: x, placeholder_token: x, resolution: 64, super_category_rule: mean}\n"
-        "optim: {max_train_steps: 1, train_batch_size: 1, gradient_accumulation_steps: 1, seed: 0, device: cpu}\n"
-    )
-    photos = ConceptPhotos("police_car", "car", tmp_path / "police_car")
-    photos.folder.mkdir()
-    Image.new("RGB", (64, 64), "black").save(photos.folder / "0.png")
-
-    def learn(train_script: Path, model: str) -> Path:
-        return trained_file(
-            photos,
-            train_config=recipe,
-            base_model=str(tiny_backbone_folder),
-            model=model,
-            folder=tmp_path / "training",
-            train_script=train_script,
-        )
-
-    file = learn(ROOT / "scripts" / "train.py", "first")
-    concept = Concept.load(file)
-    assert (concept.placeholder, concept.super_category) == ("<police_car>", "car")
-    assert learn(tmp_path / "no script is needed any more", "first") == file
-    with pytest.raises(UserError, match="learning police_car ended with exit code"):
-        learn(tmp_path / "another model needs it again", "second")
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"docs_dir": Path("none")}, "none/miniature.md cannot be read"),
+        ({"sd": "none"}, "model 'none'"),
+        ({"judge": "none"}, "judge 'none'"),
+        ({"font": Path("none.ttf")}, "there is no font none.ttf"),
+        ({"concepts_dir": Path("none")}, "none/concepts.yaml"),
+        ({"train_missing": True, "train_config": Path("none.yaml")}, "wolf has no file in concept_files"),
+        ({"train_missing": True, "train_config": ROOT / "README.md"}, "README.md"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_measured(
+    tiny_report: Callable[..., ReportConfig], tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        write_report(tiny_report(**changes))
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "work").exists()

@@ -14,7 +14,7 @@ from PIL import ImageFilter
 from neti.models.conditioning.prompts import PAPER_PROMPTS
 from neti.training.miniature.pretraining import data, loop, tokenizer, vae
 from neti.training.miniature.pretraining.config import VAEConfig
-from neti.training.miniature.report.judge import truth
+from neti.training.miniature.report.zero_shot import truth
 from neti.training.miniature.world import captions
 from neti.training.miniature.world.concepts import (
     FIRST_REFERENCE,
@@ -239,3 +239,10 @@ def test_a_training_cut_into_slices_ends_bit_for_bit_like_one_that_was_not(tmp_p
     again = vae.train(config, images, loop.Slice(tmp_path / "sliced", "vae"))  # finished: nothing is trained further
     assert again is not None
     assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("text", ["- tiger\n", "tiger\n", "tiger: [cat]\n", ""])
+def test_an_index_of_another_shape_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "concepts.yaml").write_text(text)
+    with pytest.raises(UserError, match="must hold a line `folder: super category`"):
+        read_concepts(tmp_path)

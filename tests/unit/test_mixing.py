@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +10,8 @@ import pytest
 from neti.training.miniature.world.objects import find_font
 from neti.training.miniature.world.world import World
 from neti.training.studies.mixing.config import MixingConfig
-from neti.training.studies.mixing.mixing import both_found
-from neti.training.studies.mixing.page import (
-    BEGIN,
-    END,
-    replace_section,
-    seed_correlations,
-    several_section,
-    style_section,
-)
+from neti.training.studies.mixing.measurements import both_found
+from neti.training.studies.mixing.page import seed_correlations, several_section, style_section
 from neti.training.studies.mixing.pair_scenes import concept_look, random_renders, render_looks
 from neti.training.studies.mixing.presence import Detectors
 from neti.utils.config.parsing import parse_config
@@ -120,25 +112,6 @@ def test_the_pages_hold_the_numbers() -> None:
     assert "| real renders of both | 3 | 67%" in page and "SETTINGS" in page
 
 
-def test_only_the_measured_part_of_a_page_is_replaced(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"# By hand\n{BEGIN}\nold\n{END}\nalso by hand\n")
-    for section in ("first", "second\n"):
-        replace_section(page, section)
-    assert page.read_text() == f"# By hand\n{BEGIN}\n\nsecond\n\n{END}\nalso by hand\n"
-    page.write_text("# By hand\n")
-    with pytest.raises(UserError, match="no place for the numbers"):
-        replace_section(page, "lost")
-    with pytest.raises(UserError, match="check docs_dir"):
-        replace_section(tmp_path / "none.md", "lost")
-
-
-@pytest.mark.parametrize("name", ["style_mixing.md", "several_concepts.md"])
-def test_the_projects_pages_have_a_place_for_the_numbers(name: str) -> None:
-    text = (Path(__file__).parents[2] / "docs" / name).read_text()
-    assert text.index(BEGIN) < text.index(END)
-
-
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
@@ -148,6 +121,9 @@ def test_the_projects_pages_have_a_place_for_the_numbers(name: str) -> None:
         (["--both_prompt", "a {first}"], "must name {first} and {second}"),
         (["--style_prompt", "a cat"], "has no {}"),
         (["--help_seeds", "9"], "there are 8 both_seeds"),
+        (["--style_pairs", '["tiger + lion"]'], "there is no lion"),
+        (["--both_pairs", '["teacup + teapot"]'], "are of one kind"),
+        (["--categories", "cats"], "categories = ['cats']"),
     ],
 )
 def test_settings_that_measure_nothing_are_told(argv: list[str], told: str) -> None:

@@ -37,6 +37,6 @@ def test_a_page_without_a_place_is_told(tmp_path: Path) -> None:
         measured_part(tmp_path / "none.md")
 
 
-@pytest.mark.parametrize("name", ["performance.md"])
+@pytest.mark.parametrize("name", ["performance.md", "miniature.md", "style_mixing.md", "several_concepts.md"])
 def test_the_projects_pages_have_a_place_for_the_numbers(name: str) -> None:
     assert measured_part(DOCS / name)

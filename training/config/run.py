@@ -118,7 +118,7 @@ class DataConfig(Config):
     resolution: int = setting(512, at_least=8, at_most=8192, why="a step at that size fills every GPU")
     # The same as square_mode: crop
     center_crop: bool = False
-    # How an image becomes a square: stretch, crop its centre, or pad with white
+    # How an image becomes a square: stretch, crop its centre, or pad with white; or bucket: it keeps about its shape
     square_mode: SquareMode = SquareMode.stretch
     # single: super_category_token must be one token; mean: the mean over its tokens is taken
     super_category_rule: SuperCategoryRule = SuperCategoryRule.single
@@ -155,8 +155,10 @@ class DataConfig(Config):
             lines.append("data.super_category_token is empty; give a word such as toy, cat or painting")
         if self.templates is Templates.short and self.learnable_property is LearnableProperty.style:
             lines.append("data.templates = short: there are none for styles; leave it out")
-        if self.center_crop and self.square_mode is SquareMode.pad:
-            lines.append("data.center_crop = true contradicts data.square_mode = pad; leave one of them out")
+        if self.center_crop and self.square_mode in (SquareMode.pad, SquareMode.bucket):
+            lines.append(
+                f"data.center_crop = true contradicts data.square_mode = {self.square_mode}; leave one of them out"
+            )
         if self.caption_prefix and SLOT not in self.caption_prefix.replace(self.placeholder_token or SLOT, SLOT):
             lines.append(
                 f"data.caption_prefix = {self.caption_prefix!r} has no {SLOT}; write it where the concept belongs"

@@ -13,7 +13,7 @@ from typing import Any
 from ...models.conditioning.prompts import SLOT
 from ...models.generation.recipes import RENAMED, ImageRecipe
 from ...utils.errors import UserError
-from ...utils.image_files import read_metadata
+from ...utils.images.png import read_metadata
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VARYING = ("prompt", "seed", "truncation")  # the entries of a recipe in which the images of one set may differ

@@ -1,14 +1,18 @@
-"""Pages of docs/ of which a part is measured: the rest is written by hand and stays as it is."""
+"""Pages of docs/ of which a part is measured, and their pictures: the rest is written by hand and stays as it is."""
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
+from PIL import Image
+
 from ...utils.errors import UserError
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 
 BEGIN, END = "<!-- measured: begin, do not edit -->", "<!-- measured: end -->"
+MAX_BYTES = 380_000  # of a picture: small enough for a repository
 
 
 def measured_part(page: Path) -> tuple[str, str, str]:
@@ -39,3 +43,18 @@ def replace_chapter(page: Path, name: str, text: str) -> None:
         chapters[heading.strip()] = rest.strip()
     chapters[name] = text.strip()
     replace_measured_part(page, "\n\n".join(f"### {heading}\n\n{rest}" for heading, rest in chapters.items()))
+
+
+def enlarge(image: Image.Image, side: int) -> Image.Image:
+    """The image as a square of `side` pixels."""
+    return image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def save_jpeg(image: Image.Image, path: Path) -> None:
+    """Write at the best quality that stays under MAX_BYTES."""
+    for quality in range(92, 30, -6):
+        encoded = io.BytesIO()
+        image.save(encoded, format="JPEG", quality=quality, optimize=True)
+        if encoded.tell() <= MAX_BYTES:
+            break
+    write_atomically(path, lambda file: file.write(encoded.getvalue()))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import DDPMScheduler
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ...models.backbone.backbone import Backbone
 from ...models.backbone.loading import BUNDLED
+from ...models.backbone.safety import SafetyChecker
 
 
 def sd14(device: str | torch.device, dtype: torch.dtype) -> Backbone:
@@ -18,41 +22,59 @@ def sd14(device: str | torch.device, dtype: torch.dtype) -> Backbone:
     """
     tokenizer = CLIPTokenizer.from_pretrained(BUNDLED["miniature"] / "tokenizer")
     tokenizer.model_max_length = 77
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # never held in float32 first
-    try:
-        with torch.device(device):
-            text_encoder = CLIPTextModel(
-                CLIPTextConfig(
-                    vocab_size=49408,
-                    hidden_size=768,
-                    intermediate_size=3072,
-                    num_hidden_layers=12,
-                    num_attention_heads=12,
-                    max_position_embeddings=77,
-                    hidden_act="quick_gelu",
-                )
+    with _born(device, dtype):
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                max_position_embeddings=77,
+                hidden_act="quick_gelu",
             )
-            vae = AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=2,
-                latent_channels=4,
-                sample_size=512,
-            )
-            unet = UNet2DConditionModel(
-                block_out_channels=(320, 640, 1280, 1280),
-                attention_head_dim=8,
-                cross_attention_dim=768,
-                layers_per_block=2,
-                sample_size=64,
-            )
-    finally:
-        torch.set_default_dtype(usual)
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=512,
+        )
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=8,
+            cross_attention_dim=768,
+            layers_per_block=2,
+            sample_size=64,
+        )
     scheduler = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     )
     return Backbone(
         tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, unet=unet, scheduler=scheduler, name="sd14"
     )
+
+
+def safety_checker(device: str | torch.device, dtype: torch.dtype) -> SafetyChecker:
+    """The checker that comes with the model, a CLIP ViT-L/14, likewise."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker  # takes seconds
+
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    config = CLIPConfig(vision_config={**vision, "patch_size": 14, "projection_dim": 768}, projection_dim=768)
+    with _born(device, dtype):
+        checker = StableDiffusionSafetyChecker(config)
+    return SafetyChecker(checker.eval().requires_grad_(False), CLIPImageProcessor())
+
+
+@contextmanager
+def _born(device: str | torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Modules that are made here are on the device and in the precision at once, never in float32 first."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(usual)

@@ -118,6 +118,8 @@ def write_style(world: World, folder: Path, pixels: int) -> None:
 def read_concepts(folder: Path) -> list[ConceptPhotos]:
     """The concepts that the index of `folder` lists. UserError if there is no index or a folder is missing."""
     index = load_yaml(folder / INDEX)
+    if not isinstance(index, dict) or not index or not all(isinstance(word, str) for word in index.values()):
+        raise UserError(f"{folder / INDEX} must hold a line `folder: super category` for each concept")
     found = [ConceptPhotos(name, category, folder / name) for name, category in index.items()]
     if missing := [concept.name for concept in found if not concept.folder.is_dir()]:
         raise UserError(f"{folder / INDEX} lists {', '.join(missing)}, but there is no such folder beside it")

@@ -9,6 +9,7 @@ import torch
 from transformers.utils import logging
 
 from ....models.backbone.backbone import Backbone
+from ....models.backbone.safety import SafetyChecker
 from ....models.conditioning.prompts import SLOT
 from ....models.generation.draw import draw
 from ....models.generation.recipes import ImageRecipe
@@ -20,13 +21,15 @@ from .training import new_method
 PROMPT, PLAIN_PROMPT = f"a photo of a {SLOT} on a beach", "a photo of a dog on a beach"
 
 
-def images(backbone: Backbone, count: int, steps: int) -> Callable[[], None]:
+def images(
+    backbone: Backbone, count: int, steps: int, safety_checker: SafetyChecker | None = None
+) -> Callable[[], None]:
     """Images of a new concept in one batch, from prompt to pixels."""
     method = new_method(backbone)
     recipes = [ImageRecipe(PROMPT, seed=seed, steps=steps, base_model=backbone.name) for seed in range(count)]
 
     def work() -> None:
-        for _ in draw(backbone, recipes, {SLOT: method}, batch_size=count):
+        for _ in draw(backbone, recipes, {SLOT: method}, batch_size=count, safety_checker=safety_checker):
             pass
 
     return work

@@ -27,20 +27,27 @@ def memory_rows(config: BenchmarkConfig, subject: Subject) -> list[Row]:
     limits = {"training": "6 GB", "image": "4 GB"} if on_cuda and subject is Subject.sd14 else {}
     rows = []
     for what, name in {"training": "training, batch 1, gradient checkpointing", "image": "one image"}.items():
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            task = pool.submit(measure_peak, replace(config, dtype=dtype), subject, what)
-            try:
-                peak, before = task.result()
-            except Exception as error:  # a process that the system ended for memory says nothing itself
-                raise UserError(f"measuring the memory of {name} failed: {error or type(error).__name__}") from error
+        bytes_, before = peak(replace(config, dtype=dtype), subject, what)
         kind = "allocated on the GPU" if on_cuda else f"resident, {before / GIB:.2f} GiB of it before the model"
         wanted = f"at most {limits[what]}" if what in limits else ""
-        rows.append(Row(f"peak memory: {name}, {dtype}", f"{peak / GIB:.2f} GiB", wanted=wanted, note=kind))
+        name += ", with safety checker" * (what == "image" and subject is Subject.sd14)
+        rows.append(Row(f"peak memory: {name}, {dtype}", f"{bytes_ / GIB:.2f} GiB", wanted=wanted, note=kind))
     return rows
+
+
+def peak(config: BenchmarkConfig, subject: Subject, what: str) -> tuple[int, int]:
+    """Of a process that only does this: its peak in bytes, and what it had before the model. UserError if it dies."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure_peak, config, subject, what).result()
+        except Exception as error:  # a process that the system ended for memory leaves no word of its own
+            raise UserError(f"measuring the memory of {what} failed: {error or type(error).__name__}") from error
 
 
 def measure_peak(config: BenchmarkConfig, subject: Subject, what: str) -> tuple[int, int]:
     """Do it once, in this process; returns the peak in bytes, and what stood in memory before the model."""
+    from ....models.generation.run import DTYPES
+    from ..random_weights import safety_checker
     from .images import images
     from .training import Trainers, make_backbone
 
@@ -51,7 +58,8 @@ def measure_peak(config: BenchmarkConfig, subject: Subject, what: str) -> tuple[
             trainers = Trainers(backbone, Path(folder))
             trainers.steps(trainers.make(1, gradient_checkpointing=True), 2)()
     else:
-        images(backbone, 1, IMAGE_STEPS)()
+        checker = safety_checker(device, DTYPES[config.dtype.value]) if subject is Subject.sd14 else None
+        images(backbone, 1, IMAGE_STEPS, checker)()
     return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()), before
 
 

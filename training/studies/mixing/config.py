@@ -1,39 +1,23 @@
-# ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
 """Every setting of `scripts/measure_mixing.py`."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from ....models.conditioning.prompts import SLOT
-from ....utils.config.parsing import Config
-from ....utils.config.values import name_or_path, setting
+from ....utils.config.values import setting
 from ....utils.seeds import parse_seeds
-from ...miniature.pretraining.config import Scale
+from ...miniature.world.objects import CONCEPTS
+from ..config import StudyConfig
 
 FIRST, SECOND = "{first}", "{second}"  # the two concepts in the prompts below
 
 
 @dataclass(frozen=True)
-class MixingConfig(Config):
+class MixingConfig(StudyConfig):
     """One measurement of style mixing and of several concepts in one image."""
 
-    # Which world the model was trained on: cpu or gpu
-    scale: Scale = Scale.cpu
-    # The model: "miniature", or a folder in diffusers layout
-    sd: str = setting("miniature", parse=name_or_path)
-    # The judge: "miniature-judge", or the folder of a transformers CLIPModel
-    judge: str = setting("miniature-judge", parse=name_or_path)
-    # Path of NotoColorEmoji.ttf; unset: where Debian's fonts-noto-color-emoji puts it
-    font: Optional[Path] = None
     # Kinds of things that the U-Net learned (unet.categories of its pretraining)
     categories: tuple[str, ...] = ("cat", "dog", "bird", "car", "cup", "flower")
-    # Folder with the held-out concepts' photos and their index concepts.yaml
-    concepts_dir: Path = Path("input_configs/concepts")
-    # Folder with learned concepts <name>.safetensors; those it lacks are learned here
-    concept_files: Optional[Path] = None
-    # How a concept is learned
-    train_config: Path = Path("input_configs/train_miniature.yaml")
     # Style mixing, each "concept that gives geometry + concept that gives appearance"; empty leaves it out
     style_pairs: tuple[str, ...] = (
         "tiger + taxi",
@@ -68,27 +52,32 @@ class MixingConfig(Config):
     help_seeds: int = setting(4, at_least=1)
     # The prompt for two concepts, {first} and {second}
     both_prompt: str = f"a photo of a {FIRST} next to a {SECOND}"
-    # The same said with sides, one of the things that may help
+    # The same with sides, one of the things that may help
     sides_prompt: str = f"a photo of a {FIRST} on the left and a {SECOND} on the right"
     # Hidden units of each concept, one of the things that may help
     help_truncation: int = setting(16, at_least=0)
     # Renders from which the detectors are learned
-    renders: int = setting(900, at_least=60)
-    # Denoising steps of DPM-Solver++
-    steps: int = setting(25, at_least=1, at_most=1000)
-    # Strength of the prompt
-    guidance_scale: float = setting(7.5, at_least=0)
+    renders: int = setting(900, at_least=60, at_most=1_000_000)
     # Results, images and learned concepts; delete it to measure everything again
     work_dir: Path = Path("outputs/measure_mixing")
-    # The measured parts of style_mixing.md and several_concepts.md are written here, their pictures to images/ inside
-    docs_dir: Path = Path("docs")
+
+    @property
+    def names(self) -> list[str]:
+        """The concepts of all pairs."""
+        return list(dict.fromkeys(name for pair in (*self.style_pairs, *self.both_pairs) for name in pair_of(pair)))
 
     def problems(self) -> list[str]:
-        lines = []
+        """One line for each combination of values that makes no sense."""
+        lines = super().problems()
         for key in ("style_pairs", "both_pairs"):
             for pair in getattr(self, key):
-                if len(pair_of(pair)) != 2 or not all(pair_of(pair)):
+                names = pair_of(pair)
+                if len(names) != 2 or not all(names):
                     lines.append(f'{key}: {pair!r} must read "concept + concept"')
+                elif unknown := [name for name in names if name not in CONCEPTS]:
+                    lines.append(f"{key}: {pair!r}: there is no {unknown[0]}; there are {', '.join(CONCEPTS)}")
+                elif key == "both_pairs" and len({CONCEPTS[name][0] for name in names}) == 1:
+                    lines.append(f"{key}: {pair!r} are of one kind, which their words cannot tell apart")
         if not (self.style_pairs or self.both_pairs):
             lines.append("style_pairs and both_pairs are both empty; there is nothing to measure")
         if len(set(self.mixing_start)) < 2:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ....utils.errors import UserError
-from ....utils.image_files import write_atomically
 from ....utils.statistics import Bootstrap, rank_correlation
 from .config import MixingConfig
-from .mixing import both_found
-
-BEGIN, END = "<!-- measured: written by scripts/measure_mixing.py -->", "<!-- measured: end -->"
+from .measurements import both_found
 
 STYLE = """\
 {pairs} pairs of learned concepts, {seeds} seeds each, "{prompt}". Similarity is the mean cosine of an image's features
-to those of a concept's photos, by the judge. In brackets: 95% bootstrap intervals over pairs and seeds.
+to those of a concept's photos, by the metric model. In brackets: 95% bootstrap intervals over pairs and seeds.
 
 | mixing starts at t = | similarity to the geometry concept | to the appearance concept |
 |---|---|---|
@@ -53,9 +48,10 @@ The detectors behind this table, on pictures of which the answer is known (no de
 |---|---|---|---|
 {checks}
 
-Each detector is linear, on the judge's features of the picture and of its four corner windows, learned from {renders}
-real renders of one or two things. The first line is the share of true pairs it finds, the others are false alarms.
-"said with sides" is the prompt "{sides}".
+Each detector is linear, on the metric model's features of the picture and of its four corner windows, learned from
+{renders} real renders of one or two things. The first line is the share of true pairs it finds, the others are false
+alarms.
+"with sides" is the prompt "{sides}".
 
 {settings}
 
@@ -124,33 +120,6 @@ def several_section(measured: Mapping[str, Any], kinds: Mapping[str, str], confi
         settings=settings,
         **tables,
     )
-
-
-def settings_line(
-    config: MixingConfig, names: Mapping[str, str], machine: Mapping[str, Any], steps: Sequence[Any]
-) -> str:
-    """What the numbers hold for. names: the model and the judge as a page may print them, with their digests."""
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "diffusers", "transformers"))
-    told = "; ".join(f"{what} {name}" for what, name in names.items())
-    learned = ", ".join(sorted({str(step) for step in steps}))
-    return (
-        f"Settings: {told}; DPM-Solver++, {config.steps} steps, guidance {config.guidance_scale:g}; concepts of NeTI "
-        f"step {learned}. On: {machine['processor']}, {machine['system']}. Versions: {versions}."
-    )
-
-
-def replace_section(page: Path, section: str) -> None:
-    """Put `section` between the two marks of a page. UserError if there is no such page or it lacks a mark."""
-    try:
-        text = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{page} cannot be read ({error.strerror}); check docs_dir") from None
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"{page} has no place for the numbers: it needs the lines {BEGIN} and {END}")
-    written = f"{before}{begin}\n\n{section}\n{end}{after}"
-    write_atomically(page, lambda file: file.write(written.encode()))
 
 
 def _rising(starts: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Does a picture show this concept, or a thing of this category? Linear detectors on the judge's features.
+"""Does a picture show this concept, or a thing of this category? Linear detectors on a CLIP's features.
 
 A CLIP's own zero-shot answer names the one thing that a picture is most like; asked about two things at once it has
 nothing to compare with. So each concept and each category gets a linear detector, learned from real renders of one and
@@ -20,10 +20,10 @@ WINDOW = 0.62  # side of a corner window, in widths of the picture: a thing of a
 RIDGE = 0.1
 
 
-def pooled_features(judge: CLIPMetricModel, images: Sequence[Image.Image]) -> np.ndarray:
+def pooled_features(metric_model: CLIPMetricModel, images: Sequence[Image.Image]) -> np.ndarray:
     """[N, 3D]: the whole picture, and the maximum and the mean over its four corner windows."""
     views = [view for image in images for view in (image, *_corners(image))]
-    features = judge.image_features(views).numpy().reshape(len(images), 5, -1)
+    features = metric_model.image_features(views).numpy().reshape(len(images), 5, -1)
     corners = features[:, 1:]
     return np.concatenate([features[:, 0], corners.max(axis=1), corners.mean(axis=1)], axis=1)
 
@@ -60,26 +60,30 @@ class Detectors:
 
 @dataclass(frozen=True)
 class Presence:
-    """The detectors of all concepts and of all categories, on one judge."""
+    """The detectors of all concepts and of all categories, on one metric model."""
 
-    judge: CLIPMetricModel
+    metric_model: CLIPMetricModel
     concepts: Detectors
     categories: Detectors
 
     @classmethod
     def learn(
-        cls, judge: CLIPMetricModel, renders: Sequence[Labelled], concepts: Sequence[str], categories: Sequence[str]
+        cls,
+        metric_model: CLIPMetricModel,
+        renders: Sequence[Labelled],
+        concepts: Sequence[str],
+        categories: Sequence[str],
     ) -> Presence:
-        features = pooled_features(judge, [one.image for one in renders])
+        features = pooled_features(metric_model, [one.image for one in renders])
         return cls(
-            judge,
+            metric_model,
             Detectors.learn(concepts, features, [one.concepts for one in renders]),
             Detectors.learn(categories, features, [one.categories for one in renders]),
         )
 
     def found(self, images: Sequence[Image.Image]) -> list[dict[str, list[str]]]:
         """For each picture the concepts and the categories that it shows, as JSON values."""
-        features = pooled_features(self.judge, images)
+        features = pooled_features(self.metric_model, images)
         pairs = zip(self.concepts.found(features), self.categories.found(features), strict=True)
         return [{"concepts": sorted(concepts), "categories": sorted(categories)} for concepts, categories in pairs]
 

@@ -7,79 +7,76 @@ from typing import Any
 
 from PIL import Image
 
-from ....models.backbone.loading import BUNDLED
 from ....utils.devices import describe_machine
+from ....utils.files import write_json
 from ....utils.grid import labelled_grid
-from ....utils.image_files import write_json
-from ...miniature.report.pictures import SMALL_TILE, enlarge, save_jpeg
+from ..page import enlarge, measured_part, replace_measured_part, save_jpeg
+from ..study import Study, steps_of
 from .config import MixingConfig, pair_of
-from .lab import MixingLab
-from .mixing import several_concepts, several_images, style_images, style_mixing, ways
-from .page import replace_section, settings_line, several_section, style_section
+from .measurements import Measurements
+from .page import several_section, style_section
+
+TILE = 96  # pixels at which an image is shown
 
 
-def write_mixing(config: MixingConfig, train_script: Path) -> list[Path]:
+def write_mixing(config: MixingConfig) -> list[Path]:
     """Measure what is not measured yet and write it; returns the files that were written.
 
-    train_script: scripts/train.py, with which missing concepts are learned. Raises UserError as `MixingLab.open` does,
-    and for a page without a place for the numbers.
+    Raises UserError, before anything is measured, for whatever is missing: font, models, concepts, how to learn those
+    that have no file, and a page without a place for the numbers.
     """
-    lab = MixingLab.open(config, train_script)
+    style, several = config.docs_dir / "style_mixing.md", config.docs_dir / "several_concepts.md"
+    for page in [style] * bool(config.style_pairs) + [several] * bool(config.both_pairs):
+        measured_part(page)
+    study = Study(config)
+    study.check(config.names)
+    measured = Measurements(study, config, {name: study.learned(name) for name in config.names})
     machine = describe_machine()
-    names = {"model": _shown(config.sd, lab.model), "judge": _shown(config.judge, lab.judge_model)}
-    steps = [one.concept.metadata.get("step", "?") for one in lab.learned.values()]
-    settings = settings_line(config, names, machine, steps)
-    record: dict[str, Any] = {"settings": settings, "machine": machine}
-    written = []
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "diffusers", "transformers"))
+    settings = {**study.settings(), "concepts of NeTI step": steps_of(measured.learned.values())}
+    line = (
+        f"Settings: {'; '.join(f'{name} {value}' for name, value in settings.items())}. On: {machine['processor']}, "
+        f"{machine['system']}. Versions: {versions}."
+    )
+    record: dict[str, Any] = {"settings": line, "machine": machine}
+    written = [config.work_dir / "mixing.json"]
     if config.style_pairs:
-        record["style_mixing"] = style_mixing(lab)
-        replace_section(config.docs_dir / "style_mixing.md", style_section(record["style_mixing"], config, settings))
-        save_jpeg(_style_picture(lab), config.docs_dir / "images" / "style_mixing.jpg")
-        written.append(config.docs_dir / "style_mixing.md")
+        record["style_mixing"] = measured.style_mixing()
+        replace_measured_part(style, style_section(record["style_mixing"], config, line))
+        save_jpeg(_style_picture(measured), config.docs_dir / "images" / "style_mixing.jpg")
+        written.append(style)
     if config.both_pairs:
-        record["several_concepts"] = several_concepts(lab)
-        kinds = {name: one.photos.super_category for name, one in lab.learned.items()}
-        section = several_section(record["several_concepts"], kinds, config, settings)
-        replace_section(config.docs_dir / "several_concepts.md", section)
-        save_jpeg(_several_picture(lab), config.docs_dir / "images" / "several_concepts.jpg")
-        written.append(config.docs_dir / "several_concepts.md")
-    write_json(record, config.work_dir / "mixing.json")
-    return [config.work_dir / "mixing.json", *written]
+        record["several_concepts"] = measured.several_concepts()
+        kinds = {name: one.photos.super_category for name, one in measured.learned.items()}
+        replace_measured_part(several, several_section(record["several_concepts"], kinds, config, line))
+        save_jpeg(_several_picture(measured), config.docs_dir / "images" / "several_concepts.jpg")
+        written.append(several)
+    write_json(record, written[0])
+    return written
 
 
-def _style_picture(lab: MixingLab) -> Image.Image:
-    config = lab.config
-    starts = sorted(config.mixing_start)
+def _style_picture(measured: Measurements) -> Image.Image:
+    config, starts = measured.config, sorted(measured.config.mixing_start)
     rows = []
     for pair in config.style_pairs:
-        geometry, appearance = pair_of(pair)
-        own = [lab.paint_alone(name, config.style_prompt, config.style_seeds)[0] for name in (geometry, appearance)]
-        photos = [lab.learned[name].photos.photos()[0] for name in (geometry, appearance)]
-        mixed = [style_images(lab, pair, start)[0] for start in starts]
+        own = [measured.own_images(name, config.style_seeds)[0] for name in pair_of(pair)]
+        photos = [measured.learned[name].photos.photos()[0] for name in pair_of(pair)]
+        mixed = [measured.style_images(pair, start)[0] for start in starts]
         rows.append([photos[0], own[0], *mixed, own[1], photos[1]])
     columns = ["geometry photo", "geometry alone", *(f"from {start}" for start in starts)]
-    columns += ["appearance alone", "appearance photo"]
-    return labelled_grid(_tiles(rows), config.style_pairs, columns)
+    return _grid(rows, config.style_pairs, [*columns, "appearance alone", "appearance photo"])
 
 
-def _several_picture(lab: MixingLab) -> Image.Image:
+def _several_picture(measured: Measurements) -> Image.Image:
+    config, ways = measured.config, measured.ways()
+    shown = {way: min(2 if len(way.seeds) == len(config.both_seeds) else 1, len(way.seeds)) for way in ways}
     rows = []
-    columns = ["photo", "photo"]
-    shown = [(way, len(way.seeds) == len(lab.config.both_seeds)) for way in ways(lab)]
-    for way, whole in shown:
-        columns += [way.title] * min(2 if whole else 1, len(way.seeds))
-    for pair in lab.config.both_pairs:
-        row = [lab.learned[name].photos.photos()[0] for name in pair_of(pair)]
-        for way, whole in shown:
-            row += several_images(lab, pair, way)[: 2 if whole else 1]
-        rows.append(row)
-    return labelled_grid(_tiles(rows), lab.config.both_pairs, columns)
+    for pair in config.both_pairs:
+        photos = [measured.learned[name].photos.photos()[0] for name in pair_of(pair)]
+        rows.append(photos + [image for way in ways for image in measured.several_images(pair, way)[: shown[way]]])
+    columns = ["photo", "photo", *(way.title for way in ways for _ in range(shown[way]))]
+    return _grid(rows, config.both_pairs, columns)
 
 
-def _tiles(rows: list[list[Image.Image]]) -> list[list[Image.Image]]:
-    return [[enlarge(image, SMALL_TILE) for image in row] for row in rows]
-
-
-def _shown(name_or_path: str, digest: str) -> str:
-    """A model's name as a page may print it: not where it lies on this machine."""
-    return f"`{name_or_path if name_or_path in BUNDLED else Path(name_or_path).name}` (digest {digest})"
+def _grid(rows: list[list[Image.Image]], labels: tuple[str, ...], columns: list[str]) -> Image.Image:
+    return labelled_grid([[enlarge(image, TILE) for image in row] for row in rows], labels, columns)
