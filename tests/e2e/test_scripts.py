@@ -22,6 +22,7 @@ MISTAKES = {
     "concept": ["info", "none.safetensors"],
     "inference": NO_CONFIG,
     "make_concepts": ["--font", "none.ttf"],
+    "make_masks": ["none", "mug"],
     "make_overview": ["none"],
     "measure_mixing": NO_CONFIG,
     "miniature_report": NO_CONFIG,

@@ -79,10 +79,11 @@ class TrainingState:
             ) from None
 
 
-# Settings that do not change what a step does. `data.train_data_dir` is judged by what the images are (see `facts`).
+# Settings that do not change what a step does. The two folders are judged by what lies there (see `facts`).
 _FREE_GROUPS = ("log.", "eval.")
 _FREE_KEYS = {
     "data.train_data_dir",
+    "data.masks_dir",
     "data.dataloader_num_workers",
     "model.mapper_checkpoint_path",
     "optim.device",
