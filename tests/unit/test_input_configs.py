@@ -15,7 +15,7 @@ from neti.training.miniature.pretraining.config import MiniatureConfig
 from neti.training.miniature.report.config import ReportConfig
 from neti.training.studies.benchmark.config import BenchmarkConfig
 from neti.training.studies.mixing.config import MixingConfig
-from neti.training.studies.reproduction.plan_config import ReproductionConfig
+from neti.training.studies.reproduction.config import ReproductionConfig
 from neti.utils.config.parsing import Config, parse_config, to_plain_dict
 
 FOLDER = Path(__file__).parents[2] / "input_configs"
