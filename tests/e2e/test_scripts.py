@@ -28,6 +28,7 @@ MISTAKES = {
     "pretrain_miniature": NO_CONFIG,
     "reproduce_paper": NO_CONFIG,
     "train": NO_CONFIG,
+    "train_many": NO_CONFIG,
 }
 
 
