@@ -11,11 +11,12 @@ from neti.training.config.options import NormRule
 from neti.training.config.run import ModelConfig, RunConfig
 from neti.training.elite.config import EncoderConfig
 from neti.training.evaluation.config import MetricsConfig
+from neti.training.jobs.many_config import ManyConfig
 from neti.training.miniature.pretraining.config import MiniatureConfig
 from neti.training.miniature.report.config import ReportConfig
 from neti.training.studies.benchmark.config import BenchmarkConfig
 from neti.training.studies.mixing.config import MixingConfig
-from neti.training.studies.reproduction.plan_config import ReproductionConfig
+from neti.training.studies.reproduction.config import ReproductionConfig
 from neti.utils.config.parsing import Config, parse_config, to_plain_dict
 
 FOLDER = Path(__file__).parents[2] / "input_configs"
@@ -29,6 +30,7 @@ CONFIGS: dict[str, type[Config]] = {
     "benchmark": BenchmarkConfig,
     "measure_mixing": MixingConfig,
     "reproduce_paper": ReproductionConfig,
+    "train_many": ManyConfig,
 }
 DATA = {"concepts.yaml"}  # a table of the demo concepts, not a config
 PRESETS = {"reference.yaml", "paper.yaml", "compact.yaml"}  # laid over a training recipe

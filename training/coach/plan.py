@@ -63,20 +63,28 @@ class RunPlan:
 
 
 def set_up(
-    config: RunConfig, dataset: ConceptDataset, *, device: torch.device, parts: Collection[str] = WEIGHTS
+    config: RunConfig,
+    dataset: ConceptDataset,
+    *,
+    device: torch.device,
+    parts: Collection[str] = WEIGHTS,
+    backbone: Backbone | None = None,
 ) -> Setup:
     """Load the model, create the concept, tokenise every text. `parts`: whose weights to load, see `Backbone`.
 
+    backbone: the model, where it is loaded already.
     Raises UserError for whatever does not fit the model: placeholder, super category, resolution, prompts, truncations.
     """
     check_text_to_image(config.model.pretrained_model_name_or_path, config.model.revision)
-    backbone = Backbone.from_pretrained(
-        config.model.pretrained_model_name_or_path,
-        revision=config.model.revision,
-        dtype=DTYPES[config.optim.mixed_precision],
-        device=device,
-        components=parts,
-    )
+    if backbone is None:
+        backbone = Backbone.from_pretrained(
+            config.model.pretrained_model_name_or_path,
+            revision=config.model.revision,
+            dtype=DTYPES[config.optim.mixed_precision],
+            device=device,
+            components=parts,
+        )
+    backbone.to(device)  # the VAE of one that is shared was put aside by the run before
     placeholder, resolution, factor = config.data.placeholder_token, config.data.resolution, backbone.vae_scale_factor
     check_placeholder(backbone.tokenizer, placeholder)
     if resolution % factor:
