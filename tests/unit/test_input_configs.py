@@ -89,9 +89,8 @@ def test_train_perfusion_is_the_papers_recipe() -> None:
     recipe = parse_config(RunConfig, ["--config_path", str(FOLDER / "train_perfusion.yaml")])
     optim, perfusion = recipe.optim, recipe.model.perfusion
     assert (optim.max_train_steps, optim.train_batch_size * optim.gradient_accumulation_steps) == (400, 16)
-    rates = [
-        effective_learning_rate(recipe, 1) * scale for scale in (perfusion.value_lr_scale, perfusion.word_lr_scale)
-    ]
-    assert rates == pytest.approx([0.03, 0.006])
+    assert not optim.scale_lr
+    scales = (perfusion.value_lr_scale, perfusion.word_lr_scale)
+    assert [optim.learning_rate * scale for scale in scales] == pytest.approx([0.03, 0.006])
     assert (perfusion.beta, perfusion.tau, perfusion.inference_beta, perfusion.inference_tau) == (0.75, 0.1, 0.7, 0.15)
     assert perfusion == replace(PerfusionOptions(), covariance="covariance_sd14.safetensors"), "else the defaults"
