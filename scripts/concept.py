@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     convert.add_argument("output", type=user_path, help="the .safetensors file to write; must not exist")
     convert.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="fp16 halves the file")
     convert.add_argument(
-        "--base_model", type=name_or_path, help="the model an embedding was trained on, which its file does not say"
+        "--base_model", type=name_or_path, help="what an embedding was trained on; its file does not say"
     )
     convert.add_argument("--placeholder", help="the word the embedding shall answer to, instead of its own")
     export = commands.add_parser(
@@ -66,9 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     export.add_argument(
         "--per_layer", action="store_true", help="one file per layer, OUTPUT-IN01 and so on, instead of their mean"
     )
-    export.add_argument(
-        "--base_model", type=name_or_path, help="on which the loss is measured (default: the concept's own)"
-    )
+    export.add_argument("--base_model", type=name_or_path, help="to measure the loss on (default: the concept's)")
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         print_info(arguments.file)

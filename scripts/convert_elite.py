@@ -1,7 +1,8 @@
-"""Make an encoder's folder out of the official ELITE weights, with safetensors files instead of pickles.
+"""Make one safetensors file out of the official ELITE weights, which are pickles.
 
-    python scripts/convert_elite.py --global_mapper global_mapper.pt --local_mapper local_mapper.pt --output elite_sd14
-    python scripts/encode.py --encoder elite_sd14 --image photo.png --mask mask.png
+    python scripts/convert_elite.py --global_mapper global_mapper.pt --local_mapper local_mapper.pt \
+      --output e.safetensors
+    python scripts/encode.py --encoder e.safetensors --image photo.png --mask mask.png
 
 The global mapper alone is enough. Nothing in the pickles is executed.
 """
@@ -22,22 +23,25 @@ except ModuleNotFoundError as missing:
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check both files against the base model, then write the folder."""
+    """Check both files against the base model, then write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--global_mapper", type=Path, required=True, help="global_mapper.pt, or mapper_070000.pt")
     parser.add_argument("--local_mapper", type=Path, help="local_mapper.pt; without it there are words alone")
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write; must not exist")
+    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write; must not exist")
     parser.add_argument("--base_model", default="CompVis/stable-diffusion-v1-4", help="the model it was trained for")
     parser.add_argument("--vision", default="openai/clip-vit-large-patch14", help="the CLIP vision tower it reads")
-    parser.add_argument("--dtype", choices=("fp32", "fp16"), default="fp16", help="fp16 halves the files (default)")
+    parser.add_argument("--dtype", choices=("fp32", "fp16"), default="fp16", help="fp16 halves the file (default)")
     arguments = parser.parse_args(argv)
-    if arguments.output.exists():
-        raise UserError(f"--output {arguments.output} exists already; choose another folder, or delete it")
+    if arguments.output.suffix != ".safetensors" or arguments.output.exists():
+        raise UserError(
+            f"--output {arguments.output} must be a new file that ends in .safetensors; choose another name"
+        )
 
     from neti.models.methods.elite.official import convert_official  # takes seconds (torch)
 
+    paths = {"global": arguments.global_mapper, "local": arguments.local_mapper}
     convert_official(
-        {"global": arguments.global_mapper, "local": arguments.local_mapper},
+        {role: path for role, path in paths.items() if path is not None},
         arguments.output,
         base_model=arguments.base_model,
         vision=arguments.vision,

@@ -46,10 +46,8 @@ def generate(config: InferenceConfig, files: dict[str, ConceptFiles]) -> None:
     print(f"{run.source}; {run.base_model} in {precision} on {run.device}")
     there = run.num_images - run.num_missing
     print(f"{run.num_images} images in {run.gallery.root}: {there} there already, {run.num_missing} to make")
-    if not run.has_checker:
-        print("note: the base model has no safety checker; the images are not checked")
-    if run.device.type == "cpu" and precision == "fp16":
-        print("note: fp16 is slow on a CPU; pass --torch_dtype fp32")
+    for note in run.notes:
+        print(f"note: {note}")
     with tqdm(total=run.num_missing * config.num_denoising_steps, unit="step", disable=None) as bar:
         for made in run.images(on_step=bar.update):
             bar.set_postfix_str(f"{made.recipe.prompt[:40]}, seed {made.recipe.seed}")
@@ -89,11 +87,9 @@ def encoded(config: InferenceConfig, image: Path, path: Path) -> Path:
     from neti.models.methods.elite.config import EncodeConfig
     from neti.models.methods.elite.encode import encode_picture
 
-    model = config.pretrained_model_name_or_path
-    options = EncodeConfig(
-        image, config.mask, config.encoder, strength=config.strength, pretrained_model_name_or_path=model
-    )
-    encode_picture(options).save(path)
+    given = {key: getattr(config, key) for key in ("encoder", "strength", "pretrained_model_name_or_path")}
+    options = {key: value for key, value in given.items() if value is not None}
+    encode_picture(EncodeConfig(image, config.mask, **options)).save(path)
     return path
 
 

@@ -31,8 +31,7 @@ STAGES = [  # the latent-diffusion code's names, of the U-Net and of the VAE
     (r"^down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{3 * int(m[1]) + 3}.0.op"),
     (r"^up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"output_blocks.{3 * int(m[1]) + int(m[2])}.0"),
     (r"^up_blocks\.(\d)\.attentions\.(\d)", lambda m: f"output_blocks.{3 * int(m[1]) + int(m[2])}.1"),
-    (r"^up_blocks\.0\.upsamplers\.0", lambda m: "output_blocks.2.1"),
-    (r"^up_blocks\.(\d)\.upsamplers\.0", lambda m: f"output_blocks.{3 * int(m[1]) + 2}.2"),
+    (r"^add_embedding\.linear_(\d)", lambda m: f"label_emb.0.{2 * int(m[1]) - 2}"),
     (r"^mid_block\.resnets\.(\d)", lambda m: f"middle_block.{2 * int(m[1])}"),
     (r"^mid_block\.attentions\.0", lambda m: "middle_block.1"),
 ]
@@ -127,16 +126,22 @@ MODEL_INDEX = {
 }
 
 
-def one_file(backbone: Backbone, family: int = 1) -> dict[str, Tensor]:
-    """All weights of a backbone under the names of the latent-diffusion code."""
-    tensors = {f"model.diffusion_model.{_unet_name(name)}": value for name, value in _weights(backbone.unet)}
+def one_file(backbone: Backbone, family: str = "1") -> dict[str, Tensor]:
+    """All weights of a backbone under the names of the latent-diffusion code. family: "1", "2" or "xl"."""
+    attends = [len(getattr(block, "attentions", ())) > 0 for block in backbone.unet.up_blocks]
+    tensors = {f"model.diffusion_model.{_unet_name(name, attends)}": value for name, value in _weights(backbone.unet)}
     for name, value in _weights(backbone.vae):
-        attends = ".attentions." in name and "norm" not in name and name.endswith("weight")
-        tensors[f"first_stage_model.{_vae_name(name)}"] = value[:, :, None, None] if attends else value
-    text = dict(_weights(backbone.text_encoder))
-    if family == 1:
-        return tensors | {f"cond_stage_model.transformer.text_model.{name}": value for name, value in text.items()}
-    return tensors | {f"cond_stage_model.model.{name}": value for name, value in _open_clip(text).items()}
+        is_linear = ".attentions." in name and "norm" not in name and name.endswith("weight")
+        tensors[f"first_stage_model.{_vae_name(name)}"] = value[:, :, None, None] if is_linear else value
+    clip = {f"transformer.text_model.{name}": value for name, value in _weights(backbone.text_encoder)}
+    if family == "xl":
+        assert backbone.text_encoder_2 is not None
+        second = {f"1.model.{name}": value for name, value in _open_clip(backbone.text_encoder_2).items()}
+        both = {**{f"0.{name}": value for name, value in clip.items()}, **second}
+        return tensors | {f"conditioner.embedders.{name}": value for name, value in both.items()}
+    if family == "2":
+        clip = {f"model.{name}": value for name, value in _open_clip(backbone.text_encoder).items()}
+    return tensors | {f"cond_stage_model.{name}": value for name, value in clip.items()}
 
 
 def make_counterfeit(folder: Path, tiny: Path, *, pickles: bool = True) -> Path:
@@ -144,9 +149,8 @@ def make_counterfeit(folder: Path, tiny: Path, *, pickles: bool = True) -> Path:
 
     tiny: a folder in today's layout, whose weights and sizes are taken. pickles: as `.bin`, else as `.safetensors`.
     """
-    for part, (safe, pickled) in STEMS.items():
-        if part == CHECKER:
-            continue
+    for part in WEIGHTS:
+        safe, pickled = STEMS[part]
         config = json.loads((tiny / part / "config.json").read_text())
         kept = {key: config[key] for key in KEYS_OF_2022[part].split()}
         _write(folder / part / "config.json", kept | CHANGES_OF_2022[part])
@@ -185,7 +189,8 @@ class Hostile:
 
 def same_numbers(one: Backbone, other: Backbone) -> bool:
     """Whether all parts have the same weights, bit for bit."""
-    states = [(getattr(one, part).state_dict(), getattr(other, part).state_dict()) for part in WEIGHTS]
+    parts = [*WEIGHTS, *(["text_encoder_2"] if one.text_encoder_2 is not None else [])]
+    states = [(getattr(one, part).state_dict(), getattr(other, part).state_dict()) for part in parts]
     return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in states)
 
 
@@ -211,7 +216,11 @@ def _renamed(name: str, stages: list[tuple[str, Any]]) -> str:
     return name
 
 
-def _unet_name(name: str) -> str:
+def _unet_name(name: str, attends: list[bool]) -> str:
+    """attends: which of the up blocks have attention, behind which their upsampler comes."""
+    if found := re.match(r"up_blocks\.(\d)\.upsamplers\.0", name):
+        block = int(found[1])
+        return name.replace(found[0], f"output_blocks.{3 * block + 2}.{2 if attends[block] else 1}")
     new = _renamed(name, STAGES)
     if ".resnets." in name:
         for ours, theirs in RESNET.items():
@@ -226,8 +235,9 @@ def _vae_name(name: str) -> str:
     return _renamed(name, VAE_STAGES)
 
 
-def _open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP keeps queries, keys and values in one matrix."""
+def _open_clip(encoder: torch.nn.Module) -> dict[str, Tensor]:
+    """OpenCLIP's names. It keeps queries, keys and values in one matrix, and the projection transposed."""
+    text = {name.removeprefix("text_model."): value for name, value in _weights(encoder)}
     found = {}
     for name, value in text.items():
         new = name
@@ -236,6 +246,8 @@ def _open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
         if ".q_proj." in name:
             whole = [text[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
             found[new.replace("self_attn.q_proj.", "attn.in_proj_")] = torch.cat(whole)
+        elif name == "text_projection.weight":
+            found["text_projection"] = value.T.contiguous()
         elif ".k_proj." not in name and ".v_proj." not in name:
             found[new] = value
     return found

@@ -1,7 +1,9 @@
-"""Reading small files that people made: text and JSON, of bounded size, with one line about whatever is wrong.
+"""Files: what people made is read with one line about whatever is wrong, what is written is whole or not there.
 
 Every reader of a config, a prompt list, a recipe or a header goes through here, so that a folder in the place of a
-file, a place without permission, a pipe that never ends or JSON of any shape is one `UserError` everywhere.
+file, a place without permission, a pipe that never ends or JSON of any shape is one `UserError` everywhere. A file is
+written to a temporary name beside its place, flushed to the disk, and moved there in one step: whoever finds it under
+its name, a resumed run for one, may trust that it is whole.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import os
 import re
 import stat
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import UserError, first_line, shorten, shown
 
@@ -21,8 +24,9 @@ MAX_TEXT = 2**20  # bytes: a thousand pages; the largest config of this project 
 MAX_JSON = 2**24  # bytes: the vocabulary of a tokenizer, the largest JSON beside a model, has 1 MB
 MAX_DEPTH = 32  # of JSON
 MAX_INTEGER = 2**63 - 1
+NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")  # what no prompt, name or path may hold
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_LFS_POINTER = b"version https://git-lfs.github.com/"
+LFS_POINTER = b"version https://git-lfs.github.com/"
 
 
 def user_path(text: str) -> Path:
@@ -49,7 +53,7 @@ def require_file(path: str | Path, what: str) -> Path:
             kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
             raise UserError(f"the {what} {shorten(str(path))} cannot be read: it is {kind}; give the path of a file")
         with open(path, "rb") as file:
-            start = file.read(len(_LFS_POINTER))
+            start = file.read(len(LFS_POINTER))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"the {what} {shorten(str(path))} does not exist; check the path") from None
     except OSError as error:
@@ -58,7 +62,7 @@ def require_file(path: str | Path, what: str) -> Path:
         raise
     except ValueError:  # a NUL or a lone surrogate
         raise UserError(f"the {what} {str(path)!a:.200} does not exist: no file can have this name") from None
-    if start == _LFS_POINTER:
+    if start == LFS_POINTER:
         raise UserError(f"the {what} {path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
     return path
 
@@ -86,9 +90,14 @@ def read_text(path: str | Path, what: str, limit: int = MAX_TEXT) -> str:
     if len(content) > limit:
         raise UserError(f"the {what} {path} has more than {limit / 2**20:g} MiB; is it the right file?")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"the {what} {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    if found := NO_TEXT.search(text):
+        raise UserError(
+            f"the {what} {path} is no text file: character {found.start()} is {found[0]!a}; save it as UTF-8"
+        )
+    return text
 
 
 def read_json_object(path: str | Path, what: str) -> dict[str, Any]:
@@ -118,6 +127,32 @@ def parse_json_object(text: str) -> dict[str, Any]:
         raise ValueError(f"JSON must be an object {{...}}, and this is {json_type(value)}")
     _check(value, MAX_DEPTH)
     return value
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write` on a temporary file beside `path`, then move it to `path`; on failure an old file is untouched.
+
+    Raises UserError (one line) where the folder cannot be written to or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free the place or choose another") from error
+    finally:
+        if temporary.parent.is_dir():  # else there is nothing to clean, and asking would hide the error above
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(value: object, path: Path) -> None:
+    """Write `value` as readable UTF-8 JSON, atomically."""
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def json_type(value: object) -> str:

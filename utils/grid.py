@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .errors import shorten
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+MAX_LABEL = 400  # characters; a prompt that a text encoder reads whole is shorter
 INK, SOFT_INK, PAPER = "#1a1a1a", "#4a4a4a", "#ffffff"
 
 
@@ -81,7 +84,7 @@ def _font(size: int) -> Font:
 def _wrap(text: str, font: Font, width: int) -> str:
     """The text in lines of at most `width` pixels, broken at spaces, or inside a word that is too long for a line."""
     lines: list[str] = []
-    for paragraph in text.splitlines():
+    for paragraph in shorten(text, MAX_LABEL).splitlines():
         line = ""
         for word in paragraph.split():
             if line and font.getlength(f"{line} {word}") <= width:

@@ -11,21 +11,23 @@ import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import DDPMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from ...utils.devices import pick_device
 from ..attention.layers import cross_attention_layers
 from .frame import Frame
 from .loading import WEIGHTS, load_parts
-from .text import TextStack, TextTower
+from .text import TextStack, text_stack
 
 
 @dataclass
 class Backbone:
-    """A model of the Stable Diffusion 1.x/2.x family. Every part is frozen and in eval mode.
+    """A model of the Stable Diffusion family: 1.x, 2.x or XL. Every part is frozen and in eval mode.
 
     name: what it was loaded by (a hub repository, a folder, or "miniature").
     scheduler: the model's own; samplers and the training noise are built from its config.
+    text_encoder_2, tokenizer_2: of SDXL, with the pooled text. zeros_for_empty_prompt: what its U-Net was trained on in
+        the place of an empty prompt.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -34,6 +36,9 @@ class Backbone:
     unet: UNet2DConditionModel
     scheduler: DDPMScheduler
     name: str
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: PreTrainedTokenizerBase | None = None
+    zeros_for_empty_prompt: bool = False
 
     def __post_init__(self) -> None:
         for part in self._modules():
@@ -73,7 +78,8 @@ class Backbone:
         return self
 
     def _modules(self) -> tuple[nn.Module, ...]:
-        return self.text_encoder, self.vae, self.unet
+        encoders = (self.text_encoder, self.text_encoder_2)
+        return (*(encoder for encoder in encoders if encoder is not None), self.vae, self.unet)
 
     @cached_property
     def frame(self) -> Frame:
@@ -82,8 +88,8 @@ class Backbone:
 
     @property
     def text(self) -> TextStack:
-        """The text encoder, in the stages that a concept needs."""
-        return TextStack((TextTower(self.tokenizer, self.text_encoder),))
+        """The text encoders, in the stages that a concept needs."""
+        return text_stack(self.tokenizer, self.text_encoder, self.tokenizer_2, self.text_encoder_2)
 
     @property
     def latent_channels(self) -> int:

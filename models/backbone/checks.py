@@ -17,7 +17,6 @@ OTHER_INPUTS = {  # settings that are null in a U-Net which takes latents, a tim
     "time_cond_proj_dim": "the guidance scale (it is distilled, as LCM)",
     "class_embed_type": "a class, a noise level or an image",
     "num_class_embeds": "a class or a noise level",
-    "addition_embed_type": "more than text and time (as Stable Diffusion XL)",
     "encoder_hid_dim_type": "another text than its encoder's, or an image",
 }
 
@@ -34,15 +33,21 @@ def input_problem(channels: int, latent_channels: int) -> str | None:
 
 
 def settings_problem(
-    unet: Mapping[str, Any], vae: Mapping[str, Any], scheduler: Mapping[str, Any], text_width: int
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    text_width: int,
+    two_encoders: bool = False,
 ) -> str | None:
     """Why a model with these settings does not turn noise and text, and nothing else, into a square picture.
 
     unet, vae, scheduler: as their JSON files have them, where settings at their defaults may be left out. text_width:
-    D, of all text encoders together. None if it does.
+    D, of all text encoders together. two_encoders: as SDXL has them. None if it does.
     """
     if problem := input_problem(unet.get("in_channels", 4), vae.get("latent_channels", 4)):
         return problem
+    if (added := unet.get("addition_embed_type")) not in ((None, "text_time") if two_encoders else (None,)):
+        return f"its U-Net wants more than text and time ({added}), which its text encoders do not write"
     if wanted := [what for key, what in OTHER_INPUTS.items() if unet.get(key) is not None]:
         return f"its U-Net wants {wanted[0]}; only latents, a time and text are given to it"
     if (width := unet.get("cross_attention_dim", 1280)) != text_width:

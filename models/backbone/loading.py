@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import DDPMScheduler
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ...utils.errors import UserError, first_line
 from .checks import settings_problem
@@ -18,17 +18,23 @@ from .files.hub import HUB_NAME, is_in_cache
 from .files.locate import BUNDLED, ModelFiles, find_model, model_folder, model_hash
 from .files.quiet import without_progress_bars
 from .files.single_file import ENDINGS, load_checkpoint
-from .files.weights import WEIGHTS, check_files, find_weights, read_settings
+from .files.weights import SECOND, WEIGHTS, check_files, find_weights, read_settings
 
 __all__ = ["BUNDLED", "HUB_NAME", "WEIGHTS", "check_text_to_image", "load_parts", "model_folder", "model_hash"]
 
-CLASSES: dict[str, Any] = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
+CLASSES: dict[str, Any] = {
+    "text_encoder": CLIPTextModel,
+    SECOND: CLIPTextModelWithProjection,
+    "vae": AutoencoderKL,
+    "unet": UNet2DConditionModel,
+}
 
 
 def load_parts(
     name_or_path: str, *, revision: str | None, dtype: torch.dtype, weights: Collection[str]
 ) -> dict[str, Any]:
-    """tokenizer, scheduler, text_encoder, vae, unet of a model.
+    """tokenizer, scheduler, text_encoder, vae, unet of a model; of SDXL also tokenizer_2, text_encoder_2 and
+    zeros_for_empty_prompt.
 
     Parts that are not in `weights` are built from their config on the "meta" device. Whatever scheduler class the model
     names, its noise schedule is returned as a DDPMScheduler, which has all that training needs.
@@ -39,13 +45,19 @@ def load_parts(
     if {*weights} == {*WEIGHTS}:
         _check(name_or_path, files)
     parts: dict[str, Any] = {}
+    wanted = [*weights, *(files.text_encoders[1:] if "text_encoder" in weights else [])]
     if files.checkpoint is not None and weights:
         with explained(name_or_path, "weights", files):
-            parts |= load_checkpoint(files.checkpoint, weights, dtype)
-    for part in ("tokenizer", "scheduler", *WEIGHTS):
+            parts |= load_checkpoint(files.checkpoint, wanted, dtype)
+    for part in (*files.tokenizers, "scheduler", *files.text_encoders, "vae", "unet"):
         if part not in parts:
             with explained(name_or_path, part, files):
-                parts[part] = _load_part(part, files, dtype, part in weights)
+                parts[part] = _load_part(part, files, dtype, part in wanted)
+    if len(files.text_encoders) > 1:
+        with explained(name_or_path, "model_index.json", files):
+            index = files.folder / "model_index.json"
+            settings = read_settings(index) if index.is_file() else {}
+            parts["zeros_for_empty_prompt"] = bool(settings.get("force_zeros_for_empty_prompt", True))
     with explained(name_or_path, "unet", files):
         _correct_sample_size(parts["unet"])
     return parts
@@ -57,12 +69,12 @@ def check_text_to_image(name_or_path: str, revision: str | None = None) -> None:
 
 
 def _check(name: str, files: ModelFiles) -> None:
-    settings = {}
-    for part in ("unet", "vae", "scheduler", "text_encoder"):
+    settings, encoders = {}, files.text_encoders
+    for part in ("unet", "vae", "scheduler", *encoders):
         with explained(name, part, files):
             settings[part] = read_settings(_settings_file(part, files))
-    text_width = settings.pop("text_encoder").get("hidden_size", 512)
-    if problem := settings_problem(**settings, text_width=text_width):
+    text_width = sum(settings.pop(encoder).get("hidden_size", 512) for encoder in encoders)
+    if problem := settings_problem(**settings, text_width=text_width, two_encoders=len(encoders) > 1):
         raise UserError(f"model {name!r}: {problem}")
 
 
@@ -96,20 +108,20 @@ def _advice(part: str, files: ModelFiles) -> str:
     lying = sorted(path for path in files.folder.glob("*") if path.suffix in ENDINGS)
     if lying and not (files.folder / part).is_dir():
         return f"to use the checkpoint in this folder, give its path: {lying[0]}"
-    return "a complete Stable Diffusion 1.x/2.x folder in diffusers format is needed"
+    return "a complete Stable Diffusion folder (1.x, 2.x or XL) in diffusers format is needed"
 
 
 def _load_part(part: str, files: ModelFiles, dtype: torch.dtype, with_weights: bool) -> Any:
-    if part == "tokenizer":
-        return _tokenizer(files.tokenizer, files.checkpoint.pad_token if files.checkpoint else None)
+    if part in files.tokenizers:
+        return _tokenizer(*files.tokenizer(part))
     path = _settings_file(part, files).parent
     if part == "scheduler":
         return DDPMScheduler.from_pretrained(path)
     if with_weights:
         return load_weights(part, path, CLASSES[part], dtype)
     with torch.device("meta"):
-        if part == "text_encoder":
-            return CLIPTextModel(CLIPTextConfig.from_pretrained(path))
+        if part in files.text_encoders:
+            return CLASSES[part](CLIPTextConfig.from_pretrained(path))
         return CLASSES[part].from_config(CLASSES[part].load_config(path))
 
 

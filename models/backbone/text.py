@@ -148,6 +148,17 @@ class TextStack:
         parts = zip(states.split(widths, dim=-1), bypass.split(widths, dim=-1), strict=True)
         return torch.cat([add_bypass(own, direction, alpha) for own, direction in parts], dim=-1)
 
+    @property
+    def has_pooled(self) -> bool:
+        """Whether the U-Net also reads the text as one vector, the last tower's (SDXL)."""
+        return len(self.towers) > 1
+
+    def pooled(self, states: Tensor, ids: Tensor) -> Tensor:
+        """The pooled text [N,.] of `states` [N,T,D] and the ids [N|1,T] they stand for."""
+        last = self.towers[-1]
+        ends = (ids == last.tokenizer.eos_token_id).int().argmax(dim=-1).expand(len(states))
+        return last.pooled(states[..., -last.width :], ends.to(states.device))
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         for tower in self.towers:
@@ -157,6 +168,13 @@ class TextStack:
     def _each(self, stage: Callable[[TextTower, Tensor], Tensor], joined: Tensor) -> Tensor:
         parts = joined.split(list(self.widths), dim=-1)
         return torch.cat([stage(tower, part) for tower, part in zip(self.towers, parts, strict=True)], dim=-1)
+
+
+def text_stack(tokenizer: Any, encoder: Any, tokenizer_2: Any = None, encoder_2: Any = None) -> TextStack:
+    """The towers of a model's (or a pipeline's) text encoders: one of SD 1.x/2.x, or two of SDXL."""
+    if encoder_2 is None:
+        return TextStack((TextTower(tokenizer, encoder),))
+    return TextStack((TextTower(tokenizer, encoder, "penultimate"), TextTower(tokenizer_2, encoder_2, "penultimate")))
 
 
 def add_bypass(states: Tensor, bypass: Tensor, alpha: float | Tensor) -> Tensor:

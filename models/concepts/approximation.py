@@ -136,7 +136,8 @@ def _predictions(
     for timestep in TIMESTEPS:
         t = torch.tensor([timestep], device=latents.device)
         vectors = {name: each.vectors(t) for name, each in concepts.items()}
-        conditioning = condition(backbone.text, tokens, vectors, backbone.frame)
+        size = (backbone.image_size, backbone.image_size)
+        conditioning = condition(backbone.text, tokens, vectors, backbone.frame, image_size=size)
         noised = backbone.scheduler.add_noise(latents, noise, t.expand(len(latents)))
         predictions.append(denoiser(noised, t, join([conditioning] * len(latents))))
     return torch.stack(predictions)

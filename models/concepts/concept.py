@@ -13,7 +13,7 @@ import torch
 
 from ...utils.config.records import from_plain
 from ...utils.errors import UserError, shown
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 from ..backbone.backbone import Backbone
 from ..backbone.loading import BUNDLED
 from ..conditioning.tokens import check_placeholder
@@ -86,6 +86,7 @@ class Concept:
             with torch.device("meta"):  # nothing is drawn or allocated: the tensors of the file become the parameters
                 method = method_class(from_plain(method_class.config_class, header.config), header.sizes)
             fill(method, tensors)
+            method.folder = Path(path).parent
         except (ValueError, RuntimeError) as error:
             raise damaged(path, error) from error
         metadata = {key: value for key, value in entries.items() if key not in ABOUT}

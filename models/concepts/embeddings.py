@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import UserError, shorten
-from ...utils.files import require_file
-from ...utils.image_files import write_atomically
+from ...utils.files import require_file, write_atomically
 from ..backbone.backbone import Backbone
 from ..backbone.frame import Frame
 from ..conditioning.tokens import check_placeholder
@@ -107,6 +106,11 @@ def save_embedding(concept: Concept, path: str | Path) -> None:
     Raises UserError for a concept of another method or another suffix, and if the place cannot be written to.
     """
     method, path = concept.method, Path(path)
+    if method.projection() is not None:
+        raise UserError(
+            f"concept {concept.placeholder}: an embedding file holds a word, and a concept of method '{method.name}' "
+            "is an edit of the attention layers too; it cannot be exported"
+        )
     if not isinstance(method, TextualInversion):
         raise UserError(
             f"concept {concept.placeholder}: an embedding file holds one vector for all layers and timesteps, and a "

@@ -65,6 +65,13 @@ class Conditioning:
         storages = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in (self.keys, self.values)}
         return sum(storage.nbytes() for storage in storages.values())
 
+    def zeros(self) -> Conditioning:
+        """The same shapes with zeros for the text, which SDXL was trained on in the place of an empty prompt."""
+        keys, added = torch.zeros_like(self.keys), dict(self.added)
+        if "text_embeds" in added:
+            added["text_embeds"] = torch.zeros_like(added["text_embeds"])
+        return Conditioning(keys, keys, self.slots, self.image, added)
+
     def at(self, index: int) -> Conditioning:
         """The one at `index` of the batch, as a batch of one; a batch of one stands for every index."""
 
@@ -113,13 +120,15 @@ def condition(
     vectors: Mapping[str, ConceptVectors],
     frame: Frame,
     chunk_rows: int | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> Conditioning:
     """Encode prompts with their placeholders replaced, for all places in one text-encoder call.
 
     tokens: ids [B|1, T]; vectors: by placeholder, for those that stand somewhere. Sizes of 1 broadcast, so that one
     prompt meets K timesteps (words [P,K,D]) without being repeated by hand. Gradients flow into `vectors` only.
     Returns keys and values [P,B,T,D] in the text encoder's dtype; without bypass and key lock both are the same tensor.
-    `chunk_rows` bounds the rows (of N = P*B) that run through the encoder at once.
+    `chunk_rows` bounds the rows (of N = P*B) that run through the encoder at once. image_size: (height, width) in
+    pixels, which SDXL is told.
     """
     # looked up where the tokens are, on the CPU: on CUDA the host would have to wait for the answer
     present = [name for name, slot in tokens.slots.items() if slot.any()]
@@ -155,12 +164,34 @@ def condition(
         values=values,
         slots=to_device(_numbered(tokens), text.device).expand(batch, -1) if named else None,
         image=images[0].to(encoding).expand(batch, -1, -1) if images else None,
+        added=_added(text, tokens, words, states, chunk_rows, image_size) if text.has_pooled else {},
     )
 
 
-def plain_condition(text: TextStack, prompts: Sequence[str], frame: Frame) -> Conditioning:
+def plain_condition(
+    text: TextStack, prompts: Sequence[str], frame: Frame, image_size: tuple[int, int] | None = None
+) -> Conditioning:
     """Encode prompts without any concept (unconditional, negative): the same for every place, as views."""
-    return condition(text, tokenize(text.tokenizer, prompts, []), {}, frame)
+    return condition(text, tokenize(text.tokenizer, prompts, []), {}, frame, image_size=image_size)
+
+
+def _added(
+    text: TextStack,
+    tokens: Tokens,
+    words: Mapping[str, Tensor],
+    states: Tensor,
+    chunk_rows: int | None,
+    image_size: tuple[int, int] | None,
+) -> dict[str, Tensor]:
+    """What SDXL's U-Net reads beside the text's tokens: the pooled text, which is one for all places and so that of the
+    words' mean over them, and the sizes of the image (original, crop at 0, target)."""
+    if image_size is None:
+        raise ValueError("this model is told the size of the image: give image_size")
+    if len(states) > 1:
+        states = _states(text, tokens, {name: own.mean(dim=0, keepdim=True) for name, own in words.items()}, chunk_rows)
+    pooled = text.pooled(states[0], tokens.ids)
+    sizes = pooled.new_tensor([*image_size, 0, 0, *image_size]).expand(len(pooled), -1)
+    return {"text_embeds": pooled, "time_ids": sizes}
 
 
 def _states(text: TextStack, tokens: Tokens, words: Mapping[str, Tensor], chunk_rows: int | None) -> Tensor:

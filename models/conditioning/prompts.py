@@ -9,11 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, shorten, shown
+from ...utils.files import read_text
 
 SLOT = "{}"  # stands for the concept's placeholder wherever a person writes a prompt
 NAME = re.compile(r"[^\W\d][\w-]*")  # of a concept in `{name}`: begins with a letter
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_UNITS = re.compile(r"[0-9]{1,9}")
+_OTHER_TOOLS = (  # what people write for other tools, and a text encoder would read as letters
+    (
+        r"(^|\s)--[a-zA-Z][\w-]*(?=[\s=]|$)",
+        "an option of other tools: seeds, steps, sizes, negative prompts are keys here",
+    ),
+    (r"[^\s\d]\s*:\s*[+-]?\d*\.?\d+\s*[)\]]", "a weight of other tools: there are none here"),
+    (r"\(\(|\)\d*\.\d+|[)}](\++|--+)(?=[\s,.]|$)", "a weight of other tools: there are none here"),
+    (r"\[[^\[\]]*\|[^\[\]]*\]|\\[()\[\]]", "a choice or an escape of other tools: write the words themselves"),
+    (r"(?i)<(lora|lyco|hypernet|hypernetwork|ti):|\bembedding:\S", "a file of other tools: concepts are keys here"),
+)
 
 # The ImageNet templates of Textual Inversion (Gal et al. 2022), for objects ...
 OBJECT_TEMPLATES = (
@@ -136,19 +148,23 @@ class Prompt:
     def parse(cls, text: str, placeholder: str = "") -> Prompt:
         """placeholder: the word that people write for the concept that is `{}`, such as `<toy>`; a word of its own.
 
-        Raises UserError for other words in braces; braces without a letter are ordinary text.
+        Raises UserError for other words in braces, and for what other tools read as options or weights; braces without
+        a letter are ordinary text.
         """
+        for pattern, what in _OTHER_TOOLS:
+            if match := re.search(pattern, text):
+                raise UserError(f"the prompt {shown(text)} has {shown(match[0].strip())}, {what}; take it out")
         if placeholder:
             text = re.sub(placeholder_pattern(placeholder), SLOT, text)
         found = []
         for match in _BRACES.finditer(text):
             name, colon, units = match[1].partition(":")
-            if match[0] == SLOT or (NAME.fullmatch(name) and (not colon or units.isdecimal())):
+            if match[0] == SLOT or (NAME.fullmatch(name) and (not colon or _UNITS.fullmatch(units))):
                 found.append(Slot(match[0], name or SLOT, int(units) if colon else None))
             elif any(letter.isalpha() for letter in match[1]):
                 raise UserError(
-                    f"the prompt {text!r} has {match[0]}; a concept is written {{name}}, or {{name:16}} for its first "
-                    "16 hidden units"
+                    f"the prompt {shown(text)} has {shorten(match[0])}; a concept is written {{name}}, or {{name:16}} "
+                    "for its first 16 hidden units"
                 )
         return cls(text, tuple(dict.fromkeys(found)))
 
@@ -183,16 +199,7 @@ def read_prompts(path: Path | str) -> list[str]:
 
     Raises UserError for a missing, unreadable or empty file, and for one that is not UTF-8 text.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors put a byte order mark in front
-    except FileNotFoundError:
-        raise UserError(f"the prompts file {path} does not exist; check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"the prompts file {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"the prompts file {path} cannot be read: {error.strerror}") from None
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    prompts = [line.strip() for line in read_text(path, "prompts file").splitlines() if line.strip()]
     if not prompts:
         raise UserError(f"the prompts file {path} is empty; write one prompt per line")
     return prompts

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from ftfy import fix_text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -41,6 +42,9 @@ def tokenize(
     with a warning, once. Raises UserError naming the prompt if it would lose a placeholder to the cut, or holds none
     of them when they are `required`.
 
+    Curly quotes, `&amp;`, ligatures and text in a broken encoding read as what they stand for, as CLIP was trained and
+    as the public code's tokenizer did by ftfy; the tokenizers of today no longer do it.
+
     Differs from the reference: the public code adds the placeholder to the tokenizer; CLIP tokenizers of today then
     also match it with other capitals.
     """
@@ -72,20 +76,20 @@ def _encode(
             ids += [tokenizer.bos_token_id] * placeholders[piece]  # a filler: its embedding is replaced
             placed += [piece] * placeholders[piece]
         else:
-            piece_ids = tokenizer(piece, add_special_tokens=False).input_ids
+            piece_ids = tokenizer(fix_text(piece), add_special_tokens=False).input_ids
             ids += piece_ids
             placed += [None] * len(piece_ids)
 
     if required and placeholders and not any(placed):
         raise UserError(
-            f"prompt {prompt!r}: names none of the concepts; write one of {', '.join(placeholders)} where it belongs"
+            f"prompt {shown(prompt)}: names none of the concepts; write one of {', '.join(placeholders)} where it goes"
         )
     length = tokenizer.model_max_length
     if len(ids) + 1 > length:
         if any(placed[length - 1 :]):
             raise UserError(
-                f"prompt {prompt!r}: {len(ids) - 1} tokens, the model reads {length - 2}, and a placeholder would be "
-                "cut off; shorten the prompt or move the placeholder to its front"
+                f"prompt {shown(prompt)}: {len(ids) - 1} tokens, the model reads {length - 2}, and a placeholder would "
+                "be cut off; shorten the prompt or move the placeholder to its front"
             )
         _warn_of_cut(prompt, len(ids) - 1, length - 2)
         ids, placed = ids[: length - 1], placed[: length - 1]

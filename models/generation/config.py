@@ -67,10 +67,10 @@ class InferenceConfig(Config):
     mask: Optional[Path] = None
     # How it is encoded: elite
     method: EncodingMethod = EncodingMethod.elite
-    # Encoder: "miniature", or the folder of one
-    encoder: str = "miniature"
-    # lambda of ELITE, the strength of the picture's patches: higher is closer to the picture and harder to edit
-    strength: float = setting(0.8, at_least=0)
+    # Its encoder, and that of encoded concepts: "miniature", a .safetensors file, or a folder of the official files
+    encoder: Optional[str] = None
+    # lambda, the strength of the picture's patches: higher is closer to it and harder to edit; unset: 0.8
+    strength: Optional[float] = setting(None, at_least=0)
     # Several concepts, name -> file or run folder: {mug} in a prompt is the one called mug, {mug:16} its first 16 units
     concepts: Optional[dict[str, Path]] = None
     # Concepts that take turns by layer and timestep, name -> rules, the last one that applies wins; {name} in a prompt
@@ -143,8 +143,9 @@ class InferenceConfig(Config):
         if self.image is not None:
             given = [key for key in ONE_CONCEPT if key != "image" and getattr(self, key) is not None]
             lines += [f"image and {key} are both given; the picture becomes the concept" for key in given]
-        elif self.mask is not None:
-            lines.append("mask belongs to image, the picture to encode, which is not given")
+        else:
+            lone = [key for key in ("mask", "strength") if getattr(self, key) is not None]
+            lines += [f"{key} belongs to image, the picture to encode, which is not given" for key in lone]
         if self.word is not None:
             return lines + self._word_problems()
         if not (self.has_one_concept or self.concepts):

@@ -23,8 +23,9 @@ from typing import Any
 from PIL import Image
 
 from ...utils.errors import UserError
+from ...utils.files import write_json
 from ...utils.grid import labelled_grid
-from ...utils.image_files import read_metadata, write_json, write_png
+from ...utils.images.png import read_metadata, write_png
 from ..conditioning.prompts import safe_name
 from .recipes import ImageRecipe
 

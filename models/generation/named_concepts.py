@@ -14,6 +14,7 @@ from ..concepts.concept import Concept
 from ..concepts.files import ConceptFiles
 from ..conditioning.composition import AnyConcept, Mixture, Rule, parse_layers, place_names, style_mixture
 from ..conditioning.prompts import SLOT
+from ..methods.elite.method import ELITE, ELITESettings
 from .config import InferenceConfig
 
 
@@ -28,6 +29,9 @@ class NamedConcepts:
     def __init__(self, config: InferenceConfig, files: Mapping[str, ConceptFiles]) -> None:
         self.files = files
         self.concepts = _load(files)
+        for concept in self.concepts.values():
+            if isinstance(concept.method, ELITE):
+                concept.method.settings = ELITESettings(encoder=config.encoder)
         self.by_name: dict[str, AnyConcept] = {name: concept.method for name, concept in self.concepts.items()}
         self.base_model = config.pretrained_model_name_or_path or _common_base_model(self.concepts, files)
         self.descriptions: dict[str, Any] = {name: file_hash(*found.paths) for name, found in files.items()}

@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...utils.config.records import from_plain
 from ...utils.devices import library_versions
+from ...utils.errors import UserError, first_line, shown
+from ...utils.images.png import read_metadata
 from ..conditioning.prompts import SLOT, Prompt
 
 RENAMED = {"voices": "concepts"}  # what earlier versions called an entry
@@ -54,6 +57,22 @@ class ImageRecipe:
     def _parse(self, text: str) -> Prompt:
         return Prompt.parse(text if self.word is None else text.replace(SLOT, self.word), self.placeholder)
 
+    @classmethod
+    def from_record(cls, recorded: object, path: Path) -> ImageRecipe:
+        """The recipe that was `recorded` in the image at `path`, as plain JSON.
+
+        Entries that only other versions know are left out. UserError for entries of the wrong type, or none.
+        """
+        known = {field.name for field in fields(cls)}
+        try:
+            if not isinstance(recorded, dict) or not {"prompt", "seed"} <= recorded.keys():
+                raise ValueError("it tells no prompt and seed")
+            renamed = {RENAMED.get(key, key): value for key, value in recorded.items()}
+            return from_plain(cls, {key: value for key, value in renamed.items() if key in known})
+        except ValueError as error:
+            reason = first_line(error)
+            raise UserError(f"{path}: its recipe is damaged or was edited ({reason}); generate it again") from None
+
     def differences(self, recorded: object) -> str:
         """How a `recorded` recipe (a plain dict read from a file) differs, for a message; empty when it does not.
 
@@ -67,11 +86,20 @@ class ImageRecipe:
         there.update({RENAMED.get(str(key), str(key)): value for key, value in recorded.items()})
         mine = asdict(self)
         changed = [
-            f"{key} {there.get(key)!r} there, {mine.get(key)!r} now"
+            f"{shown(key)[1:-1]} {shown(there.get(key))} there, {shown(mine.get(key))} now"
             for key in dict.fromkeys([*mine, *there])
             if there.get(key) != mine.get(key)
         ]
         return "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def read_recipe(path: Path) -> ImageRecipe | None:
+    """The recipe that a generated image carries; None for grids, overviews and pictures from elsewhere.
+
+    Raises UserError for a recipe of another shape: its image is of this project, and somebody changed it.
+    """
+    recorded = (read_metadata(path) or {}).get("recipe")
+    return None if recorded is None else ImageRecipe.from_record(recorded, path)
 
 
 def made_with(concept_files: Iterable[Path], device: str) -> dict[str, Any]:

@@ -72,6 +72,25 @@ class InferenceRun:
         )
 
     @property
+    def notes(self) -> list[str]:
+        """What the user should know before the images are made, in words."""
+        notes = []
+        if not self.has_checker:
+            notes.append("the base model has no safety checker; the images are not checked")
+        if self.device.type == "cpu" and self.config.torch_dtype == "fp16":
+            notes.append("fp16 is slow on a CPU; pass --torch_dtype fp32")
+        rules = [rule for rules in (self.config.mixtures or {}).values() for rule in rules]
+        units = [*self.config.truncations, *(rule.truncation for rule in rules)]
+        units += [slot.units for recipes in self.recipes.values() for slot in recipes[0].parsed.slots]
+        for name, concept in self.concepts.concepts.items():
+            if any(kept is not None for kept in units) and not concept.method.is_ordered:
+                notes.append(
+                    f"{concept.placeholder if name == SLOT else name} was trained without nested dropout: its hidden "
+                    "units have no order, and a truncation keeps any of them, not the most important"
+                )
+        return notes
+
+    @property
     def num_images(self) -> int:
         """How many images were asked for."""
         return sum(map(len, self.recipes.values()))

@@ -100,10 +100,13 @@ class PromptConditioning:
         timesteps: Tensor,
         truncation: int | None,
         chunk_rows: int,
+        image_size: tuple[int, int],
     ) -> None:
         self.timesteps = timesteps
         self.projection = join_projections([concept.projection() for concept in concepts.values()])
-        self._backbone, self._concepts, self._truncation, self._chunk_rows = backbone, concepts, truncation, chunk_rows
+        self._backbone, self._concepts, self._truncation = backbone, concepts, truncation
+        self._chunk_rows, self._image_size = chunk_rows, image_size
+        self._zeros = backbone.zeros_for_empty_prompt and not negative_prompt
         positions = {name: concept.positions for name, concept in concepts.items()}
         self._texts = [
             tokenize(backbone.tokenizer, [text], positions, required=False) for text in (prompt, negative_prompt)
@@ -127,10 +130,11 @@ class PromptConditioning:
     def _encode(self, timesteps: Tensor) -> list[Conditioning]:
         with _eval_mode(self._concepts):
             vectors = {name: each.vectors(timesteps, self._truncation) for name, each in self._concepts.items()}
-            return [
-                condition(self._backbone.text, tokens, vectors, self._backbone.frame, self._chunk_rows)
-                for tokens in self._texts
-            ]
+            text, frame = self._backbone.text, self._backbone.frame
+            positive, negative = (
+                condition(text, tokens, vectors, frame, self._chunk_rows, self._image_size) for tokens in self._texts
+            )
+        return [positive, negative.zeros() if self._zeros else negative]
 
 
 def prepare_conditioning(
@@ -153,7 +157,8 @@ def prepare_conditioning(
     for concept in concepts.values():
         concept.check_truncation(truncation)
     timesteps = make_scheduler(backbone, config).timesteps
-    return PromptConditioning(backbone, prompt, negative_prompt, concepts, timesteps, truncation, chunk_rows)
+    size = (config.height or backbone.image_size, config.width or backbone.image_size)
+    return PromptConditioning(backbone, prompt, negative_prompt, concepts, timesteps, truncation, chunk_rows, size)
 
 
 def initial_latents(backbone: Backbone, seeds: Sequence[int], config: SamplingConfig) -> Tensor:

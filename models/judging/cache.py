@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...utils.errors import UserError
+from ...utils.files import write_atomically
 from ...utils.hashing import file_hash, json_hash
-from ...utils.image_files import write_atomically
 from ...utils.images import load_image
 from ..conditioning.prompts import safe_name
 from .metric_model import MetricModel
@@ -44,7 +44,7 @@ class Picture:
         image = load_image(self.path)
         if self.mask is None:
             return image
-        mask = load_image(self.mask).convert("L").resize(image.size, Image.Resampling.BILINEAR)
+        mask = load_image(self.mask, background="black").convert("L").resize(image.size, Image.Resampling.BILINEAR)
         return Image.composite(image, Image.new("RGB", image.size, OUTSIDE), mask)
 
 

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -56,6 +57,10 @@ class Method(nn.Module, ABC):
     settings_class: ClassVar[type] = NoSettings  # a frozen dataclass: what may be chosen when drawing
     truncation_width: int = 0
     """How many units `truncation` may keep; 0: the method cannot be truncated."""
+    is_ordered: bool = True
+    """Whether training has ordered the units by importance, which is what a truncation counts on."""
+    folder: Path | None = None
+    """Where the concept's file lies, if it comes from one; a method may need other files beside it."""
     positions: int = 1
     """How many token positions the placeholder takes."""
 

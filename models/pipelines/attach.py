@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -30,7 +30,7 @@ from ..attention.packing import packed_rows
 from ..attention.processor import PlacedAttnProcessor
 from ..attention.projection import join_projections
 from ..backbone.frame import Frame
-from ..backbone.text import TextStack, TextTower
+from ..backbone.text import text_stack
 from ..concepts.concept import Concept
 from ..conditioning.composition import AnyConcept
 from ..conditioning.conditioning import Conditioning, condition
@@ -58,6 +58,13 @@ def attach(pipe: Any, concepts: Mapping[str, Concept | AnyConcept], *, truncatio
     return Attached(pipe, concepts, truncation)
 
 
+class _Encoded(NamedTuple):
+    """A prompt at a timestep: packed [R,D], and of SDXL the pooled text."""
+
+    packed: Tensor
+    pooled: Tensor | None
+
+
 class Attached:
     """Concepts that speak through a pipeline, until `detach`; made by `attach`."""
 
@@ -75,7 +82,8 @@ class Attached:
         self.truncation = truncation
         self.concepts: dict[str, AnyConcept] = {}
         layers = cross_attention_layers(pipe.unet)
-        self._text = TextStack((TextTower(pipe.tokenizer, pipe.text_encoder),))
+        second = (getattr(pipe, "tokenizer_2", None), getattr(pipe, "text_encoder_2", None))
+        self._text = text_stack(pipe.tokenizer, pipe.text_encoder, *second)
         self._frame = Frame(layers, self._text.widths, pipe.tokenizer.model_max_length)
         for placeholder, concept in concepts.items():
             method = concept.method if isinstance(concept, Concept) else concept
@@ -84,7 +92,7 @@ class Attached:
         self._projection = join_projections([each.projection() for each in self.concepts.values()])
 
         attentions = [_attentions(model, layers) for model in self._models]  # the last check; then things change
-        self._encoded: dict[tuple[bytes, float], Tensor] = {}  # (prompt, timestep) -> packed [R,D]
+        self._encoded: dict[tuple[bytes, float], _Encoded] = {}  # by prompt and timestep
         self._replaced: list[tuple[Any, Any]] = []  # attention module, its own processor
         for layer, attention in (pair for own in attentions for pair in own):
             self._replaced.append((attention, attention.processor))
@@ -131,11 +139,22 @@ class Attached:
             call.arguments[name] = plain[0] if isinstance(prompts, str) else plain
         if any(self._names_concept(prompt) for prompts in given.values() for prompt in prompts):
             refuse_options(call.arguments)
+        self._refuse_second_prompts(call.arguments)
         results = list(self._stock_encode_prompt(*call.args, **call.kwargs))
         for position, prompts in given.items():
             if results[position] is not None:  # without guidance there is no negative prompt
                 results[position] = self._with_handles(results[position], prompts)
         return tuple(results)
+
+    def _refuse_second_prompts(self, arguments: Mapping[str, Any]) -> None:
+        """SDXL can give its second text encoder another prompt; a concept stands in both, or in neither."""
+        for name in ("prompt_2", "negative_prompt_2"):
+            second = arguments.get(name)
+            for prompt in [second] if isinstance(second, str) else second or []:
+                if self._names_concept(prompt):
+                    raise UserError(
+                        f"{name} names a concept; write it into {name[:-2]} alone, which is for both encoders"
+                    )
 
     def _names_concept(self, prompt: str) -> bool:
         return any(re.search(placeholder_pattern(placeholder), prompt) for placeholder in self.concepts)
@@ -169,12 +188,24 @@ class Attached:
                 f"{type(model).__name__}: its attention processors were replaced after attach; set them first, then "
                 "attach"
             )
-        call.arguments["encoder_hidden_states"] = self._packed(embeddings, present, call.arguments["timestep"])
+        packed, pooled = self._packed(embeddings, present, call.arguments["timestep"])
+        call.arguments["encoder_hidden_states"] = packed
+        if pooled:
+            added = dict(call.arguments["added_cond_kwargs"])
+            texts = added["text_embeds"] = added["text_embeds"].clone()
+            for row, text in pooled.items():
+                texts[row] = text.to(texts)
+            call.arguments["added_cond_kwargs"] = added
         return call.args[1:], call.kwargs
 
     @torch.no_grad()
-    def _packed(self, embeddings: Tensor, present: Tensor, timestep: Tensor | float) -> Tensor:
-        """Embeddings [rows,T,D], those in `present` handles, at timestep(s) [] or [rows] -> packed [rows,R,D]."""
+    def _packed(
+        self, embeddings: Tensor, present: Tensor, timestep: Tensor | float
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Embeddings [rows,T,D], those in `present` handles, at timestep(s) [] or [rows] -> packed [rows,R,D].
+
+        And, for SDXL, the pooled texts of the rows that are handles.
+        """
         times: list[float] = torch.as_tensor(timestep).flatten().expand(len(embeddings)).tolist()
         rows = present.nonzero().flatten().tolist()
         keys = [(prompt, times[row]) for prompt, row in zip(handle_bytes(embeddings[present]), rows, strict=True)]
@@ -186,11 +217,12 @@ class Attached:
         everywhere = embeddings.expand(self._frame.num_places, -1, -1, -1)  # an encoding is the same for every place
         packed = self._repack(Conditioning(everywhere, everywhere))
         for row, key in zip(rows, keys, strict=True):
-            packed[row] = kept[key].to(packed)
-        return packed
+            packed[row] = kept[key].packed.to(packed)
+        pooled = {row: kept[key].pooled for row, key in zip(rows, keys, strict=True)}
+        return packed, {row: own for row, own in pooled.items() if own is not None}
 
-    def _encode(self, wanted: list[tuple[bytes, float]]) -> Tensor:
-        """Prompts at timesteps, in one text-encoder call: [len(wanted),R,D]."""
+    def _encode(self, wanted: list[tuple[bytes, float]]) -> list[_Encoded]:
+        """Prompts at timesteps, in one text-encoder call."""
         tokens = from_handle_bytes([prompt for prompt, _ in wanted], list(self.concepts))
         timesteps = torch.tensor([t for _, t in wanted])
         vectors = {
@@ -198,12 +230,17 @@ class Attached:
             for name, slot in tokens.slots.items()
             if slot.any()
         }
-        text_encoder = self.pipe.text_encoder
-        if text_encoder.device.type == "meta":
-            raise UserError("sequential CPU offloading is not supported with concepts; use enable_model_cpu_offload()")
-        if (offloading := getattr(text_encoder, "_hf_hook", None)) is not None:
-            offloading.pre_forward(text_encoder)  # only its parts are called below, which would not fetch it
-        return self._repack(condition(self._text, tokens, vectors, self._frame, CHUNK_ROWS))
+        for tower in self._text.towers:
+            if tower.encoder.device.type == "meta":
+                raise UserError(
+                    "sequential CPU offloading is not supported with concepts; use enable_model_cpu_offload()"
+                )
+            if (offloading := getattr(tower.encoder, "_hf_hook", None)) is not None:
+                offloading.pre_forward(tower.encoder)  # only its parts are called below, which would not fetch it
+        # the pipeline itself tells the U-Net of sizes
+        made = condition(self._text, tokens, vectors, self._frame, CHUNK_ROWS, image_size=(0, 0))
+        pooled = made.added.get("text_embeds", [None] * len(wanted))
+        return [_Encoded(*row) for row in zip(self._repack(made), pooled, strict=True)]
 
     def _repack(self, conditioning: Conditioning) -> Tensor:
         """Packed, with as many rows of image features as the projection wants, zeros where there are none."""

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.models import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ...utils.errors import UserError
 from ..backbone.frame import Frame
@@ -19,19 +19,22 @@ from ..methods import Method
 
 
 def check_pipeline(pipe: Any) -> None:
-    """Raise UserError unless `pipe` is of the Stable Diffusion 1.x/2.x family and encodes prompts as it does."""
+    """Raise UserError unless `pipe` is of the Stable Diffusion family (1.x, 2.x, XL) and encodes prompts as it does."""
     unet, text_encoder = getattr(pipe, "unet", None), getattr(pipe, "text_encoder", None)
+    second = getattr(pipe, "text_encoder_2", None)
+    encoders = [encoder for encoder in (text_encoder, second) if encoder is not None]
     if (
         not isinstance(pipe, TextualInversionLoaderMixin)
         or not isinstance(unet, UNet2DConditionModel)
         or not isinstance(text_encoder, CLIPTextModel)
-        or unet.config["cross_attention_dim"] != text_encoder.config.hidden_size
+        or not isinstance(second, (CLIPTextModelWithProjection, type(None)))
+        or unet.config["cross_attention_dim"] != sum(encoder.config.hidden_size for encoder in encoders)
         or not hasattr(pipe, "encode_prompt")
         or not {"prompt", "negative_prompt"} <= inspect.signature(pipe.encode_prompt).parameters.keys()
     ):
         raise UserError(
-            f"{type(pipe).__name__}: concepts attach to pipelines of Stable Diffusion 1.x/2.x, which have one "
-            "CLIPTextModel, a UNet2DConditionModel of its width that is not compiled, and an encode_prompt method"
+            f"{type(pipe).__name__}: concepts attach to pipelines of Stable Diffusion 1.x, 2.x and XL, which have CLIP "
+            "text encoders, a UNet2DConditionModel of their width that is not compiled, and an encode_prompt method"
         )
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_judge import generate, photos, picture, recipe, save_clip, save_vit
 
 from neti.models.judging.metric_model import CLIPMetricModel
-from neti.utils.image_files import read_metadata, write_png
+from neti.utils.images.png import read_metadata, write_png
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compute_metrics.py"
 PROMPTS = ("A photo of a {}", "{} on a beach")
@@ -223,7 +223,7 @@ def test_images_without_a_recipe(run: Run, tmp_path: Path) -> None:
     picture(0).save(foreign)
     assert f"{foreign} carries no recipe" in refused(run(), tmp_path)
     write_png(picture(0), foreign, {"recipe": {"prompt": 3}})
-    assert f"{foreign} carries no recipe" in refused(run(), tmp_path)
+    assert f"{foreign}: its recipe is damaged or was edited" in refused(run(), tmp_path)
 
 
 def foreign(folder: Path, first: int, **formats: str) -> Path:
@@ -340,6 +340,28 @@ def test_references_and_identity(run: Run, tmp_path: Path, keys: dict[str, Any],
     assert one["reference_similarity"]["mean"] == pytest.approx((shown @ shown.T).mean().item(), abs=1e-6)
     assert one["identity_share"]["mean"] == 1
     assert one["image_similarity"] == alone["image_similarity"]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_masked_photos(run: Run, tmp_path: Path, keys: dict[str, Any], judge_folder: Path, beside: bool) -> None:
+    """Masks that hide the right half, beside the photos or in a folder of their own."""
+    folder = tmp_path / "photos" if beside else tmp_path / "masks"
+    folder.mkdir(exist_ok=True)
+    mask = Image.new("L", (48, 40))
+    mask.paste(255, (0, 0, 24, 40))
+    cut = []
+    for k in range(100, 103):
+        mask.save(folder / (f"{k}-masklabel.png" if beside else f"{k}.png"))
+        cut.append(Image.composite(picture(k, 48, 40), Image.new("RGB", (48, 40), (128,) * 3), mask))
+    missing = run(masks=[f"toy | {tmp_path}"])
+    assert missing.code == 2 and "100.png has no mask" in missing.err
+    record = measured(run(masks=[f"toy | {folder}"]), tmp_path)
+    model = CLIPMetricModel.from_pretrained(str(judge_folder))
+    shown, photos = model.image_features([picture(k) for k in range(3)]), model.image_features(cut)
+    one = row(record, "NeTI", prompt=PROMPTS[0])
+    assert one["masked_similarity"]["mean"] == pytest.approx((shown @ photos.T).mean().item(), abs=1e-6)
+    assert one["masked_similarity"] != one["image_similarity"]
+    assert len(record["sources"]["concepts"][0]["images"]) == 3, "a mask is no photo"
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "metrics.csv", "metrics.png"])

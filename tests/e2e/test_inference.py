@@ -27,7 +27,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
 from neti.models.methods import NeTI, NeTIConfig
-from neti.utils.image_files import read_metadata
+from neti.utils.images.png import read_metadata
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inference.py"
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
@@ -148,6 +148,8 @@ def test_writes_images_with_their_recipe_and_grids(run: Run, tmp_path: Path, tin
         "safety_checker": False,
         "concepts": None,
         "word": None,
+        "width": None,
+        "height": None,
     }
     assert record["made_with"]["concept_files"] == ["concept-steps-30.safetensors"]
     assert record["made_with"]["versions"]["torch"] == importlib.metadata.version("torch")
@@ -256,6 +258,21 @@ def test_a_black_image_is_explained_by_the_safety_checker(run: Run, tmp_path: Pa
     assert f"{path} is black: the base model's safety checker withheld the image" in out
     assert pixels(path).max() == 0
     assert (read_metadata(path) or {})["withheld_by"] == "safety checker"
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_truncation_without_nested_dropout_is_said(
+    run: Run, tmp_path: Path, tiny_backbone_folder: Path, ordered: bool
+) -> None:
+    """The public code ignores the truncation of such a concept; here it is done, and its meaning is told."""
+    method = created(NeTI, NeTIConfig(use_nested_dropout=ordered), 16, torch.ones(32))
+    Concept(method.eval(), "<toy>", "toy").save(tmp_path / "toy.safetensors")
+    concept = {"concept": str(tmp_path / "toy.safetensors"), "pretrained_model_name_or_path": str(tiny_backbone_folder)}
+    told = "note: <toy> was trained without nested dropout: its hidden units have no order"
+    out = succeed(run(input_dir=None, seeds=[0], truncation_idxs=[None, 16], num_denoising_steps=1, **concept))
+    assert (told in out) is not ordered
+    out = succeed(run(input_dir=None, seeds=[0], truncation_idxs=None, num_denoising_steps=1, **concept))
+    assert told not in out
 
 
 def test_a_safety_checker_that_is_not_there_is_an_error(run: Run, tmp_path: Path) -> None:

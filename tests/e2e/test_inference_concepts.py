@@ -23,7 +23,7 @@ from neti.models.conditioning.composition import AnyConcept, Mixture, Rule, styl
 from neti.models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
 from neti.models.methods import METHODS, Method
 from neti.utils.hashing import file_hash
-from neti.utils.image_files import read_metadata
+from neti.utils.images.png import read_metadata
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inference.py"
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"

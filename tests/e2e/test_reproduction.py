@@ -19,7 +19,7 @@ from PIL import Image
 from tiny_plan import write_plan
 
 from neti.training.evaluation.generated_images import read_generated
-from neti.utils.image_files import read_metadata
+from neti.utils.images.png import read_metadata
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce_paper.py"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from neti.utils.image_files import write_png
+from neti.utils.images.png import write_png
 
 pytestmark = pytest.mark.e2e
 SCRIPTS = Path(__file__).parents[2] / "scripts"

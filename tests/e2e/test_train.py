@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import SCRIPT, assert_same_bits, make_config, tensors, write_images
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
 from neti.training.coach.launch import launch
+from neti.training.coach.logs import Watcher
+from neti.training.coach.plan import RunPlan
+from neti.training.coach.run_folder import RunFolder
 from neti.training.config.run import RunConfig
 from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
@@ -37,14 +43,6 @@ GRIDS = {
 def root(tmp_path: Path) -> Path:
     write_images(tmp_path / "images")
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps one state per process; every run here is to start like a process of its own."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def names(folder: Path) -> set[str]:
@@ -94,9 +92,94 @@ def test_what_a_run_leaves(root: Path, tiny_backbone_folder: Path, capsys: pytes
     concept = Concept.load(run / "concept-steps-4.safetensors", backbone=backbone)
     assert (concept.placeholder, concept.super_category, concept.metadata["step"]) == ("<toy>", "teddy", 4)
     assert concept.metadata["training_config"]["optim"]["seed"] == 7
+    assert str(root) not in json.dumps(concept.metadata), "a file to be shared"
     size = (run / "concept-steps-4.safetensors").stat().st_size
     assert derived["concept_bytes"] == pytest.approx(size, rel=0.01)
     assert "learning rate  0.002 (0.001 x 2), constant" in capsys.readouterr().out
+
+
+class Follower(Watcher):
+    """Writes down what it hears, and wants the run to stop once it has been asked `patience` times."""
+
+    def __init__(self, patience: int = 10**9) -> None:
+        self.patience, self.asked = patience, 0
+        self.heard: list[tuple[object, ...]] = []
+        self.notes: list[str] = []
+
+    def planned(self, plan: RunPlan, text: str) -> None:
+        self.heard.append(("planned", plan.samples_per_step, "learning rate" in text))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def started(self, step: int, last_step: int) -> None:
+        self.heard.append(("started", step, last_step))
+
+    def stepped(self, step: int, loss: float | None) -> None:
+        self.heard.append(("stepped", step, loss is not None and 0 < loss < 10))
+
+    def saved(self, step: int, concept: Path) -> None:
+        self.heard.append(("saved", step, concept.exists()))
+
+    def grid(self, step: int, truncation: int | None, image: Image.Image) -> None:
+        self.heard.append(("grid", step, truncation))
+
+    def stopped(self) -> None:
+        self.heard.append(("stopped",))
+
+    def wants_stop(self) -> bool:
+        self.asked += 1
+        return self.asked > self.patience
+
+
+def launch_in_a_thread(config: RunConfig, watcher: Watcher) -> int:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(launch(config, watcher)))
+    thread.start()
+    thread.join()
+    return codes[0]
+
+
+def test_a_watcher_is_told_everything_in_any_thread(root: Path, tiny_backbone_folder: Path) -> None:
+    config = make_config(root, tiny_backbone_folder, **GRIDS, eval__validation_steps=12, optim__max_train_steps=12)
+    watcher = Follower()
+    assert launch_in_a_thread(config, watcher) == 0
+    steps = [("stepped", step, step == 10) for step in range(1, 13)]
+    saves = {step: ("saved", step, True) for step in range(2, 13, 2)}
+    told = [event for step in steps for event in (step, saves.get(int(step[1]))) if event]
+    grids = [("grid", 12, None), ("grid", 12, 4)]
+    assert watcher.heard == [("planned", 2, True), ("started", 0, 12), *told, *grids, ("stopped",)]
+    assert watcher.notes == [f"done: {root}/runs/toy/concept-steps-12.safetensors"]
+
+
+def test_a_watchers_wish_stops_the_run_which_goes_on_as_if_nothing_had_been(
+    root: Path, tiny_backbone_folder: Path
+) -> None:
+    watcher = Follower(patience=2)
+    assert launch_in_a_thread(make_config(root, tiny_backbone_folder, log__save_steps=4), watcher) == 130
+    assert watcher.notes[-1].startswith("stopped by SIGINT after step 3, all saved; go on with\n    python ")
+    assert names(root / "runs/toy/checkpoints") == {"step-3.pt"}
+    assert launch(make_config(root, tiny_backbone_folder, log__save_steps=4, resume="latest")) == 0
+    launch(make_config(root, tiny_backbone_folder, log__exp_name="whole"))
+    assert_same_bits(tensors(root, 4), tensors(root, 4, "whole"))
+
+
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_a_stop_does_not_wait_for_a_grid(root: Path, tiny_backbone_folder: Path, step: int) -> None:
+    """200 denoising steps are begun and given up at once, all is saved, and a resume makes the grid."""
+    changes = {**GRIDS, "eval__num_denoising_steps": 100, "eval__validation_steps": step or 4}
+    config = make_config(root, tiny_backbone_folder, **changes, eval__validation_at_start=step == 0)
+    watcher = Follower(patience=step + 3)  # it is asked once per step, but at every step of a grid
+    assert launch(config, watcher) == 130
+    assert watcher.asked == step + 4
+    run = root / "runs/toy"
+    assert f"stopped by SIGINT after step {step}, all saved" in watcher.notes[-1]
+    assert (run / f"checkpoints/step-{step}.pt").exists() and not names(run / "validation")
+    again = make_config(root, tiny_backbone_folder, **{**changes, "eval__num_denoising_steps": 2}, resume="latest")
+    assert launch(dataclasses.replace(again, eval=dataclasses.replace(again.eval, validation_at_start=step == 0))) == 0
+    assert names(run / "validation") >= {f"step-{step}.png", f"step-{step}-truncation-4.png"}
+    launch(make_config(root, tiny_backbone_folder, log__exp_name="whole"))
+    assert_same_bits(tensors(root, 4), tensors(root, 4, "whole"))
 
 
 def test_training_lowers_the_loss(root: Path, tiny_backbone_folder: Path) -> None:
@@ -214,6 +297,77 @@ def test_resume_names_what_changed(
         launch(make_config(root, tiny_backbone_folder, resume="latest", **change))
 
 
+def test_a_base_model_of_the_same_weights_may_lie_elsewhere(root: Path, tiny_backbone_folder: Path) -> None:
+    launch(make_config(root, tiny_backbone_folder, optim__max_train_steps=2))
+    moved = shutil.copytree(tiny_backbone_folder, root / "moved")
+    launch(make_config(root, moved, optim__max_train_steps=3, resume="latest"))
+    weights = next((moved / "unet").glob("*.safetensors"))
+    tensors_there = load_file(weights)
+    tensors_there["conv_in.bias"][0] += 1e-3
+    save_file(tensors_there, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"the weights of the base model \(unet\) are not those"):
+        launch(make_config(root, moved, resume="latest"))
+    tensors_there["conv_in.bias"][0] = float("nan")
+    save_file(tensors_there, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"its unet holds NaN or infinity \(in conv_in\.bias\)"):
+        launch(make_config(root, moved, log__exp_name="new"))
+    assert not (root / "runs/new").exists()
+
+
+def change_state(path: Path, **changes: Any) -> None:
+    record = torch.load(path, weights_only=True)
+    for key, change in changes.items():
+        change(record[key])
+    torch.save(record, path)
+
+
+def test_states_of_older_versions_go_on(root: Path, tiny_backbone_folder: Path) -> None:
+    """Without a key that came later, without the weights' checksums and the list of files."""
+    launch(make_config(root, tiny_backbone_folder, optim__max_train_steps=2))
+    run = root / "runs/toy"
+    change_state(
+        run / "checkpoints/step-2.pt",
+        config=lambda config: config["model"].pop("use_layer"),
+        facts=lambda facts: facts.pop("the base model's weights"),
+    )
+    derived = json.loads((run / "derived.json").read_text())
+    (run / "derived.json").write_text(json.dumps({key: derived[key] for key in derived if key != "files"}))
+    launch(make_config(root, tiny_backbone_folder, resume="latest"))
+    launch(make_config(root, tiny_backbone_folder, log__exp_name="whole"))
+    assert_same_bits(tensors(root, 4), tensors(root, 4, "whole"))
+
+
+def test_what_cannot_be_resumed_is_one_line_and_changes_nothing(root: Path, tiny_backbone_folder: Path) -> None:
+    launch(make_config(root, tiny_backbone_folder))
+    run = root / "runs/toy"
+    with pytest.raises(UserError, match=r"optim\.max_train_steps = 3, but the run is already at step 4"):
+        launch(make_config(root, tiny_backbone_folder, resume="latest", optim__max_train_steps=3))
+    assert launch(make_config(root, tiny_backbone_folder, resume="latest")) == 0, "done, and stays done"
+
+    log, state = run / "metrics.jsonl", run / "checkpoints/step-4.pt"
+    good = log.read_bytes(), state.read_bytes()
+    log.write_bytes(b"\xff\x00\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not the log of a run"):
+        launch(make_config(root, tiny_backbone_folder, resume="latest"))
+    log.unlink()
+    log.mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is a folder, where the run writes a file"):
+        launch(make_config(root, tiny_backbone_folder, resume="latest"))
+    log.rmdir()
+    log.write_bytes(good[0])
+    for change in (
+        {"method": lambda entries: entries.pop("mapper.output_layer.weight")},
+        {"method": lambda entries: entries.update(more=torch.ones(1))},
+        {"optimizer": lambda entries: entries["param_groups"][0]["params"].pop()},
+        {"optimizer": lambda entries: entries.pop("state")},
+    ):
+        change_state(state, **change)
+        with pytest.raises(UserError, match=r"the state of step 4 does not fit this run .*--resume PATH") as caught:
+            launch(make_config(root, tiny_backbone_folder, resume="latest", optim__max_train_steps=6))
+        assert "\n" not in str(caught.value)
+        state.write_bytes(good[1])
+
+
 def test_resume_notices_other_images(root: Path, tiny_backbone_folder: Path) -> None:
     launch(make_config(root, tiny_backbone_folder, optim__max_train_steps=2))
     moved = root / "elsewhere"
@@ -236,6 +390,45 @@ def test_nothing_is_overwritten_unasked(root: Path, tiny_backbone_folder: Path) 
     launch(make_config(root, tiny_backbone_folder, overwrite=True, optim__max_train_steps=1, log__save_steps=1))
     assert not (run / "concept-steps-2.safetensors").exists()
     assert (run / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("logging_dir", ["logs", "..", "../tb", "{root}/elsewhere"])
+def test_overwrite_removes_nothing_of_others(root: Path, tiny_backbone_folder: Path, logging_dir: str) -> None:
+    changes: dict[str, object] = {
+        "log__report_to": "tensorboard",
+        "log__logging_dir": logging_dir.format(root=root),
+        "optim__max_train_steps": 2,
+        **GRIDS,
+        "eval__validation_steps": 2,
+    }
+    launch(make_config(root, tiny_backbone_folder, **changes, log__exp_name="sibling"))
+    launch(make_config(root, tiny_backbone_folder, **changes))
+    run = root / "runs/toy"
+    for place in ("notes.txt", ".notes.tmp", "checkpoints/notes.txt", "validation/photo.png", "logs/mine.csv"):
+        (run / place).parent.mkdir(exist_ok=True)
+        (run / place).write_text("mine")
+    before = names(root)
+    launch(make_config(root, tiny_backbone_folder, **changes, overwrite=True))
+    events = {name for name in before if name.startswith("runs/toy/") and "tfevents" in name}
+    assert before - names(root) == events, "TensorBoard's files have new names"
+    assert bool(events) == (logging_dir == "logs")
+
+    (run / "derived.json").unlink()
+    with pytest.raises(UserError, match=r"did not write: checkpoints/step-2\.pt, .*config\.yaml.*; move them away"):
+        launch(make_config(root, tiny_backbone_folder, **changes, overwrite=True))
+
+
+def test_a_run_folder_that_is_held_is_left_alone(root: Path, tiny_backbone_folder: Path) -> None:
+    config = make_config(root, tiny_backbone_folder, optim__max_train_steps=2)
+    launch(config)
+    run = RunFolder(config.log.run_dir, config.log.tracker_dir)
+    with run.lock():
+        before = names(root)
+        for change in ({"overwrite": True}, {"resume": "latest"}, {"dry_run": True}, {}):
+            with pytest.raises(UserError, match=rf"^process {os.getpid()} on \S+ is training into"):
+                launch(make_config(root, tiny_backbone_folder, **change))
+        assert names(root) == before
+    launch(make_config(root, tiny_backbone_folder, resume="latest"))
 
 
 def test_concepts_without_a_state_are_not_resumed_over(root: Path, tiny_backbone_folder: Path) -> None:
@@ -306,6 +499,23 @@ def test_mistakes_are_told_in_one_line_before_anything_is_written(
         launch(make_config(root, tiny_backbone_folder, **change))
     assert "\n" not in str(caught.value)
     assert not (root / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"WORLD_SIZE": "abc"}, r"literal for int\(\).*'abc' \(environment: WORLD_SIZE=abc\)"),
+        ({"WORLD_SIZE": "2"}, "RANK is missing"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x"),
+    ],
+)
+def test_a_launchers_variables_are_checked(
+    root: Path, tiny_backbone_folder: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], problem: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"the processes cannot be set up: .*{problem}.*`accelerate launch`"):
+        launch(make_config(root, tiny_backbone_folder))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -81,6 +81,44 @@ def test_killed_again_and_again(root: Path, tiny_backbone_folder: Path, uninterr
     check_same_run(root, "killed")
 
 
+def test_killed_between_any_two_writes(root: Path, tiny_backbone_folder: Path) -> None:
+    """SIGKILL right before every single change to the run folder; `--resume latest` ends as if nothing had been."""
+    changes: dict[str, object] = {
+        "log__save_steps": 1,
+        "log__checkpoints_total_limit": 1,
+        "optim__max_train_steps": 2,
+        "optim__gradient_accumulation_steps": 1,
+        "eval__validation_prompts": '["A {}"]',
+        "eval__validation_seeds": 1,
+        "eval__num_validation_images": 1,
+        "eval__num_denoising_steps": 1,
+        "eval__validation_steps": 2,
+    }
+    number = 0
+    while True:
+        number += 1
+        name = f"killed-{number}"
+        config = make_config(root, tiny_backbone_folder, **changes, log__exp_name=name, resume="latest")
+        process = start_process(config, killed_before=number)
+        process.join()
+        if process.exitcode == 0:
+            break  # there was no such change: this run is the one left alone
+        assert process.exitcode == -signal.SIGKILL
+        again = start_process(config)
+        again.join()
+        assert again.exitcode == 0, f"killed before change {number}"
+    assert number > 15
+    whole = run_folder(root, name)
+    expected = {path.relative_to(whole) for path in whole.rglob("*")}
+    for other in range(1, number):
+        folder = run_folder(root, f"killed-{other}")
+        assert {path.relative_to(folder) for path in folder.rglob("*")} == expected, f"killed before change {other}"
+        assert losses(root, folder.name) == losses(root, name)
+        for step in (1, 2):
+            assert_same_bits(tensors(root, step, folder.name), tensors(root, step, name))
+        assert (folder / "validation/step-2.png").read_bytes() == (whole / "validation/step-2.png").read_bytes()
+
+
 def test_interrupt_saves_and_tells_how_to_go_on(root: Path, tiny_backbone_folder: Path, uninterrupted: float) -> None:
     words = arguments(root, tiny_backbone_folder, log__exp_name="interrupted", optim__max_train_steps=STEPS)
     process = subprocess.Popen(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import os
 import resource
+import signal
 import sys
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -72,15 +75,30 @@ def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> 
         assert torch.equal(actual[name], expected[name]), name
 
 
-def start_process(config: RunConfig, largest_file: int | None = None) -> ForkServerProcess:
-    """Start a training in a process of its own; no file it writes may exceed `largest_file` bytes."""
-    process = _FORK_SERVER.Process(target=_train, args=(config, largest_file))
+def start_process(
+    config: RunConfig, largest_file: int | None = None, killed_before: int | None = None
+) -> ForkServerProcess:
+    """Start a training in a process of its own.
+
+    largest_file: no file it writes may exceed these bytes. killed_before: the number, from 1, of the change to its run
+    folder (a file moved to its place or removed, a folder made) right before which it gets SIGKILL.
+    """
+    process = _FORK_SERVER.Process(target=_train, args=(config, largest_file, killed_before))
     process.start()
     return process
 
 
-def _train(config: RunConfig, largest_file: int | None) -> None:
+def _train(config: RunConfig, largest_file: int | None, killed_before: int | None) -> None:
     torch.set_num_threads(1)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    if killed_before is not None:
+        changes = itertools.count(1)
+
+        def watch(event: str, arguments: tuple[object, ...]) -> None:
+            is_change = event in ("os.rename", "os.remove", "os.mkdir")
+            if is_change and str(config.log.run_dir) in str(arguments[0]) and next(changes) == killed_before:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
     sys.exit(exit_on_user_error(launch)(config))

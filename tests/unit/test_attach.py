@@ -188,7 +188,7 @@ def test_other_pipelines_are_refused(tiny_backbone: Backbone, make_tiny_backbone
         DDIMPipeline(unet=unet, scheduler=DDIMScheduler()),
         StableDiffusionPipeline(**make_parts(tiny_backbone) | {"text_encoder": wider.text_encoder}),
     ):
-        with pytest.raises(UserError, match=r"pipelines of Stable Diffusion 1\.x/2\.x"):
+        with pytest.raises(UserError, match=r"pipelines of Stable Diffusion 1\.x, 2\.x and XL"):
             attach(pipe, {"<toy>": make_method()})
 
 

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from frames import created
 from PIL import Image
 
 from neti.models.backbone.backbone import Backbone
-from neti.training.coach.objective import Batch
+from neti.models.methods import NeTI, NeTIConfig
+from neti.training.coach.objective import Batch, Objective
 from neti.training.config.options import MaskSource, OutsideMask
 from neti.training.config.run import DataConfig
 from neti.training.data.batches import Batches, sample_generator
 from neti.training.data.dataset import ConceptDataset
 from neti.training.data.latents import LatentCache
+from neti.utils.images import SquareMode
 
 MakeBatches = Callable[..., Batches]
 
@@ -81,6 +84,24 @@ def test_masks_and_plain_prompts_come_with_their_samples(make_batches: MakeBatch
         expected[..., : sample.image_id + 1] = 1
         torch.testing.assert_close(weights, expected.flip(-1) if sample.flipped else expected)
         assert text == sample.text.replace("{}", "object") != sample.text
+
+
+def test_with_buckets_a_step_is_of_one_shape_however_it_is_cut(
+    make_batches: MakeBatches, tmp_path: Path, tiny_backbone: Backbone
+) -> None:
+    Image.effect_noise((160, 80), 60).convert("RGB").save(tmp_path / "1.png")
+    shapes = set()
+    for step in range(6):
+        whole = contents([make_batches(4, 1, square_mode=SquareMode.bucket).get(step, 0)])
+        cut = [make_batches(2, 1, process, 2, square_mode=SquareMode.bucket).get(step, 0) for process in range(2)]
+        assert all(torch.equal(tensor, whole[key]) for key, tensor in contents(cut).items())
+        shapes.add(tuple(whole["latents"].shape))
+    assert shapes == {(4, 4, 8, 8), (4, 4, 5, 11)}  # 40 x 88 pixels: a side that the U-Net cannot halve three times
+    method = created(NeTI, NeTIConfig(), 16, tiny_backbone.word_embedding("teddy"), torch.Generator().manual_seed(0))
+    objective = Objective(method, tiny_backbone)
+    assert all(
+        objective(make_batches(4, 1, square_mode=SquareMode.bucket).get(step, 0)).isfinite() for step in range(4)
+    )
 
 
 def test_drawing_twice_or_with_other_randomness_between_changes_nothing(make_batches: MakeBatches) -> None:

@@ -75,8 +75,10 @@ def test_captions_that_agree_may_stand_twice(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"my toy", "a.txt ('my toy') has no {}; write {} where the concept belongs, or set data.caption_prefix"),
-        (b"toy " * 4000, "toy ..."),
+        (b"toy " * 4000, "..."),
         (b"a <toy2>", "has no {}"),
+        (b"{} beside a {mug}", "a.txt has {mug}; only {} is known there"),
+        (b"{} beside a {red mug}", "a.txt: the prompt '{} beside a {red mug}' has {red mug}"),
         (b"caf\xe9 {}", "is not UTF-8 text"),
         (b"", "a.txt ('') has no {}"),
     ],

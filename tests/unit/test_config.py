@@ -300,7 +300,7 @@ def test_null_seeds_count_from_zero() -> None:
         ),
         (
             ["--data.placeholder_token", "two words"],
-            "data.placeholder_token = 'two words' must be one word, without spaces or {}",
+            "data.placeholder_token = 'two words' must be one word without spaces",
         ),
         (
             ["--data.center_crop", "true", "--data.square_mode", "pad"],
@@ -404,7 +404,7 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path: Path) -> None:
         ("".join(" " * level + "a:\n" for level in range(500)), "more than 16 levels deep"),
         ("\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else ''}]" for n in range(12)), "50000 values"),
         ("a: &a [*a]", "recursive"),
-        ("a: '\0'", "unacceptable character #x0000"),
+        ("a: '\0'", "is no text file: character 4 is '\\x00'"),
         (f"*{'a' * 12_000}", "found undefined alias 'aaa"),
         ("x" * 2**21, "has more than 1 MiB; is it the right file?"),
     ],
@@ -527,12 +527,28 @@ def test_settings_of_neti_are_not_ignored_by_other_methods(method: MethodName) -
         "use_layer": False,
     }
     common = {"pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method", *METHOD_GROUPS}
+    common |= {"num_vectors"}  # of textual_inversion and xti
     assert changes.keys() | common == {field.name for field in dataclasses.fields(ModelConfig)}, "none is forgotten"
     for key, value in changes.items():
         (line,) = ModelConfig(method=method, **{key: value}).problems()  # type: ignore[arg-type]
         assert f"model.method = {method} has no model.{key};" in line
     both = problem("--model.method", method.value, "--model.norm_rule", "base", "--model.output_bypass", "no")
     assert "model.output_bypass, model.norm_rule" in both
+
+
+@pytest.mark.parametrize("method", list(MethodName))
+def test_several_vectors_are_for_the_methods_that_have_them(method: MethodName) -> None:
+    lines = ModelConfig(method=method, num_vectors=4).problems()
+    if method in ("textual_inversion", "xti"):
+        assert not lines
+        from neti.training.coach.plan import method_config
+
+        assert method_config(ModelConfig(method=method, num_vectors=4)).num_vectors == 4
+    else:
+        assert lines == [
+            f"model.method = {method} has no model.num_vectors; leave it out, or write model.method: textual_inversion "
+            "or xti"
+        ]
 
 
 def test_a_concept_must_depend_on_something() -> None:

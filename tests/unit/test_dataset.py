@@ -16,6 +16,7 @@ from neti.models.conditioning.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from neti.training.config.options import LearnableProperty
 from neti.training.config.run import DataConfig
 from neti.training.data.dataset import ConceptDataset, Sample
+from neti.training.data.order import image_of
 from neti.utils.errors import UserError
 from neti.utils.images import SquareMode
 
@@ -49,7 +50,7 @@ def test_what_is_not_used_is_named(folder: Path) -> None:
         "metadata.jsonl: 1 captions belong to no photo of the folder, such as 'z.png'",
     ]
     data.check_images()
-    squashed = "stretch squashes it to a square; crop or pad would not"
+    squashed = "stretch squashes it to a square; bucket, crop or pad would not"
     assert data.notes[2:] == [
         f"a.png, b.JPG, c.webp, f.png, g.png and 1 more: its sides are 2.0 : 1, and data.square_mode = {squashed}",
         f"d.png: its sides are 4.0 : 1, and data.square_mode = {squashed}",
@@ -58,10 +59,13 @@ def test_what_is_not_used_is_named(folder: Path) -> None:
     for mode, words in (
         (SquareMode.crop, "crop keeps the middle 25% of it"),
         (SquareMode.pad, "pad leaves 75% of the square white"),
+        (SquareMode.bucket, "bucket keeps the middle 50% of it"),
     ):
+        Image.new("RGB", (80 if mode is SquareMode.bucket else 40, 10)).save(folder / "d.png")
         other = dataset(folder, square_mode=mode)
         other.check_images()
-        assert f"d.png: its sides are 4.0 : 1, and data.square_mode = {words}" in other.notes
+        ratio = "8.0" if mode is SquareMode.bucket else "4.0"
+        assert f"d.png: its sides are {ratio} : 1, and data.square_mode = {words}" in other.notes
 
 
 def test_every_broken_image_is_named_at_once(folder: Path) -> None:
@@ -69,7 +73,7 @@ def test_every_broken_image_is_named_at_once(folder: Path) -> None:
     (folder / "c.webp").write_bytes(b"")
     for workers in (0, 4):
         with pytest.raises(UserError) as caught:
-            dataset(folder, dataloader_num_workers=workers).check_images(chunk=2)
+            dataset(folder, dataloader_num_workers=workers).check_images()
         lines = str(caught.value).splitlines()
         assert [name in line for name, line in zip(["b.JPG", "c.webp"], lines, strict=True)] == [True, True]
 
@@ -91,10 +95,30 @@ def test_a_sample_is_a_pure_function_of_seed_and_number(folder: Path) -> None:
 
 def test_every_epoch_shows_every_image_repeats_times_in_a_new_order(folder: Path) -> None:
     data = dataset(folder, repeats=4)
-    assert (len(data), data.epoch_length) == (3, 12)
+    assert len(data) == 3
     epochs = [[data.sample(epoch * 12 + i).image_id for i in range(12)] for epoch in range(3)]
     assert all(Counter(epoch) == {0: 4, 1: 4, 2: 4} for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_with_buckets_every_step_shows_one_and_every_image_is_shown_equally_often() -> None:
+    buckets = (0, 1, 0, 2, 0, 1)
+
+    def images(seed: int, count: int = 4 * 6 * 10) -> list[int]:
+        return [image_of(index, seed, repeats=2, buckets=buckets, group=4) for index in range(count)]
+
+    shown = images(1)
+    assert images(1, 50) == shown[:50]
+    assert images(2) != shown
+    steps = [shown[first : first + 4] for first in range(0, len(shown), 4)]
+    assert all(len({buckets[image] for image in step}) == 1 for step in steps)
+    assert Counter(shown) == dict.fromkeys(range(6), 40)
+    rounds = [tuple(buckets[step[0]] for step in steps[first : first + 6]) for first in range(0, 60, 6)]
+    assert {tuple(sorted(turns)) for turns in rounds} == {(0, 0, 0, 1, 1, 2)}
+    assert len(set(rounds)) > 5
+    assert [image_of(i, 1, 2, [0] * 6, group=4) for i in range(99)] == [
+        image_of(i, 1, 2, [0] * 6, 1) for i in range(99)
+    ]
 
 
 def test_flips_are_fair_and_every_template_is_drawn(folder: Path) -> None:
@@ -142,11 +166,10 @@ def test_what_is_learned_from_has_a_fingerprint(folder: Path, tmp_path: Path) ->
 
 
 def test_pixels_are_the_square_images_in_minus_one_to_one(folder: Path) -> None:
-    pixels = dataset(folder).read([2, 0])[0]
-    assert pixels.shape == (2, 3, 16, 16)
-    assert pixels.dtype == torch.float32
-    np.testing.assert_allclose(pixels[1, :, 8, 8], [-1, -1, 1])
-    assert pixels[:, :, 0, 0].max() < 1.01
-    padded = dataset(folder, square_mode=SquareMode.pad).read([0])[0]
-    np.testing.assert_allclose(padded[0, :, 0, 8], [1, 1, 1])
-    assert torch.equal(dataset(folder, dataloader_num_workers=0).read([2, 0])[0], pixels)
+    pixels, mask = dataset(folder).read(0)
+    assert (pixels.shape, pixels.dtype, mask) == ((3, 16, 16), torch.float32, None)
+    np.testing.assert_allclose(pixels[:, 8, 8], [-1, -1, 1])
+    assert dataset(folder).read(2)[0][:, 0, 0].max() < 1.01
+    padded, _ = dataset(folder, square_mode=SquareMode.pad).read(0)
+    np.testing.assert_allclose(padded[:, 0, 8], [1, 1, 1])
+    assert dataset(folder, square_mode=SquareMode.bucket).read(0)[0].shape == (3, 8, 24)

@@ -14,20 +14,20 @@ from neti.models.concepts.concept import Concept
 from neti.models.generation.draw import draw
 from neti.models.generation.recipes import ImageRecipe
 from neti.models.methods.elite.config import EncodeConfig
-from neti.models.methods.elite.encode import encode_picture
+from neti.models.methods.elite.encode import encode_picture, read_picture
 from neti.models.methods.elite.files import save_encoder
 from neti.models.methods.elite.method import ELITE, ELITESettings
 from neti.models.methods.elite.official import convert_official
-from neti.models.methods.elite.picture import read_picture
 from neti.utils.errors import UserError
 
 
 @pytest.fixture
-def folder(tiny_backbone, tiny_backbone_folder, tmp_path) -> Path:
+def encoder_file(tiny_backbone, tiny_backbone_folder, tmp_path) -> Path:
     """A tiny encoder for the tiny model."""
     frame = tiny_backbone.frame
-    save_encoder(tiny_encoder(frame.layers, frame.text_width), tmp_path / "e", base_model=str(tiny_backbone_folder))
-    return tmp_path / "e"
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(tiny_encoder(frame.layers, frame.text_width), path, base_model=str(tiny_backbone_folder))
+    return path
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def photo(tmp_path) -> Path:
     return tmp_path / "photo.png"
 
 
-def encoded(folder: Path, photo: Path, **more: object) -> Concept:
+def encoded(encoder_file: Path, photo: Path, **more: object) -> Concept:
     return encode_picture(
-        EncodeConfig(image=photo, encoder=str(folder), **{"mask": photo.with_name("mask.png"), **more})
+        EncodeConfig(image=photo, encoder=str(encoder_file), **{"mask": photo.with_name("mask.png"), **more})
     )
 
 
@@ -53,44 +53,46 @@ def drawn(backbone, concept: Concept, **recipe: object) -> np.ndarray:
     return np.asarray(made.image, np.int16)
 
 
-def test_a_concept_file_draws_what_the_encoded_concept_draws(tiny_backbone, folder, photo, tmp_path):
-    concept = encoded(folder, photo)
+def test_a_concept_file_draws_what_the_encoded_concept_draws(tiny_backbone, encoder_file, photo, tmp_path):
+    concept = encoded(encoder_file, photo)
     concept.save(tmp_path / "concept.safetensors")
     loaded = Concept.load(tmp_path / "concept.safetensors", backbone=tiny_backbone)
+    assert str(tmp_path) not in (tmp_path / "concept.safetensors").read_bytes().decode("latin-1")
+    loaded.method.settings = ELITESettings(encoder=str(encoder_file))  # where it lies, the file does not tell
     assert np.array_equal(drawn(tiny_backbone, loaded), drawn(tiny_backbone, concept))
     assert (tmp_path / "concept.safetensors").stat().st_size < 20_000  # words and patches, no matrices
     assert loaded.placeholder == "<photo>" and loaded.method.positions == 1
 
 
-def test_a_batch_of_pictures_is_what_each_is_alone(tiny_backbone, folder, photo):
-    concept = encoded(folder, photo, strength=1.5)
+def test_a_batch_of_pictures_is_what_each_is_alone(tiny_backbone, encoder_file, photo):
+    concept = encoded(encoder_file, photo, strength=1.5)
     recipes = [ImageRecipe(prompt=p, steps=2, seed=s) for p, s in (("a {}", 0), ("the {} on a beach", 1))]
     together = [np.asarray(made.image, np.int16) for made in draw(tiny_backbone, recipes, {"{}": concept.method})]
     alone = [drawn(tiny_backbone, concept, prompt=r.prompt, seed=r.seed, guidance_scale=7.5) for r in recipes]
     assert max(np.abs(a - b).max() for a, b in zip(together, alone, strict=True)) <= 1
 
 
-def test_strength_and_words_are_the_pictures(tiny_backbone, folder, photo):
-    words_alone = encoded(folder, photo, patches=False, mask=None)
+def test_strength_and_words_are_the_pictures(tiny_backbone, encoder_file, photo):
+    words_alone = encoded(encoder_file, photo, patches=False, mask=None)
     assert words_alone.method.config.patches == 0
-    weak, strong = (encoded(folder, photo, strength=strength) for strength in (0.0, 2.0))
+    weak, strong = (encoded(encoder_file, photo, strength=strength) for strength in (0.0, 2.0))
     assert np.array_equal(drawn(tiny_backbone, weak), drawn(tiny_backbone, words_alone))
     assert not np.array_equal(drawn(tiny_backbone, strong), drawn(tiny_backbone, words_alone))
     strong.method.settings = ELITESettings(strength=0.0)
     assert np.array_equal(drawn(tiny_backbone, strong), drawn(tiny_backbone, words_alone))
-    all_words = encoded(folder, photo, word=None)
+    all_words = encoded(encoder_file, photo, word=None)
     assert all_words.method.positions == 5 and torch.equal(all_words.method.words[:1], strong.method.words)
-    assert torch.equal(encoded(folder, photo, word=3).method.words, all_words.method.words[3:4])
+    assert torch.equal(encoded(encoder_file, photo, word=3).method.words, all_words.method.words[3:4])
 
 
-def test_a_concept_refuses_another_encoder(tiny_backbone, tiny_backbone_folder, folder, photo, tmp_path):
-    encoded(folder, photo).save(tmp_path / "concept.safetensors")
+def test_a_concept_refuses_another_encoder(tiny_backbone, tiny_backbone_folder, encoder_file, photo, tmp_path):
+    encoded(encoder_file, photo).save(tmp_path / "concept.safetensors")
     frame = tiny_backbone.frame
     save_encoder(tiny_encoder(frame.layers, frame.text_width, seed=7), tmp_path / "other", base_model="tiny")
-    folder.rename(tmp_path / "moved")
+    encoder_file.rename(tmp_path / "moved")
     method = Concept.load(tmp_path / "concept.safetensors").method
     assert isinstance(method, ELITE)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such file"):
         method.projection()
     method.settings = ELITESettings(encoder=str(tmp_path / "other"))
     with pytest.raises(UserError, match="another encoder than the one"):
@@ -102,37 +104,39 @@ def test_a_concept_refuses_another_encoder(tiny_backbone, tiny_backbone_folder, 
 def test_half_precision_is_the_same_encoder(tiny_backbone, tiny_backbone_folder, photo, tmp_path):
     frame, parts = tiny_backbone.frame, {}
     encoder = tiny_encoder(frame.layers, frame.text_width)
+    encoder.vision.tower.save_pretrained(tmp_path / "tower")
     for role, mapper in (("global", encoder.of_words), ("local", encoder.of_patches)):
         parts[role] = tmp_path / f"{role}_mapper.pt"
         torch.save(mapper.state_dict(), parts[role])
-    digests = set()
+    options = {"base_model": str(tiny_backbone_folder), "vision": str(tmp_path / "tower")}
+    configs, sizes = [], []
     for half in (True, False):
-        made = tmp_path / f"half-{half}"
-        save_encoder(encoder, tmp_path / "tower", base_model="tiny")
-        options = {"base_model": str(tiny_backbone_folder), "vision": str(tmp_path / "tower" / "vision")}
+        made = tmp_path / f"half-{half}.safetensors"
         convert_official(parts, made, half=half, **options)
-        digests.add(encoded(made, photo).method.config.digest)
-    assert len(digests) == 1
-    sizes = [(tmp_path / f"half-{half}" / "global_mapper.safetensors").stat().st_size for half in (True, False)]
-    assert sizes[0] < 0.6 * sizes[1]
+        configs.append(encoded(made, photo).method.config)
+        sizes.append(made.stat().st_size)
+    assert configs[0].digest == configs[1].digest and configs[0].patches_digest == configs[1].patches_digest
+    assert sizes[0] < 0.7 * sizes[1]
     parts["local"] = tmp_path / "second.pt"
     torch.save(encoder.of_words.state_dict(), parts["local"])
     with pytest.raises(UserError, match="one of them is given twice"):
-        convert_official(parts, tmp_path / "twice", half=True, **options)
-    assert not (tmp_path / "twice").exists()
+        convert_official(parts, tmp_path / "twice.safetensors", half=True, **options)
+    assert not (tmp_path / "twice.safetensors").exists()
 
 
-def test_two_concepts_of_one_encoder_share_its_matrices(tiny_backbone, tiny_backbone_folder, folder, photo):
-    with_patches, without = encoded(folder, photo), encoded(folder, photo, mask=None)
+def test_two_concepts_of_one_encoder_share_its_matrices(tiny_backbone, tiny_backbone_folder, encoder_file, photo):
+    with_patches, without = encoded(encoder_file, photo), encoded(encoder_file, photo, mask=None)
     recipe = ImageRecipe(prompt="a {a} and a {b}", steps=1)
     (made,) = draw(tiny_backbone, [recipe], {"a": without.method, "b": with_patches.method})
     assert made.image.size == (64, 64)
     with pytest.raises(UserError, match="two ELITE concepts with patches"):
-        list(draw(tiny_backbone, [recipe], {"a": with_patches.method, "b": encoded(folder, photo).method}))
+        list(draw(tiny_backbone, [recipe], {"a": with_patches.method, "b": encoded(encoder_file, photo).method}))
     frame = tiny_backbone.frame
-    save_encoder(tiny_encoder(frame.layers, frame.text_width, seed=7), folder, base_model=str(tiny_backbone_folder))
+    save_encoder(
+        tiny_encoder(frame.layers, frame.text_width, seed=7), encoder_file, base_model=str(tiny_backbone_folder)
+    )
     with pytest.raises(UserError, match="two ELITE encoders"):
-        list(draw(tiny_backbone, [recipe], {"a": without.method, "b": encoded(folder, photo).method}))
+        list(draw(tiny_backbone, [recipe], {"a": without.method, "b": encoded(encoder_file, photo).method}))
 
 
 def image_of(tmp_path: Path, mode: str, size: tuple[int, int], colour: object, box: object = None) -> Path:
@@ -178,13 +182,15 @@ def test_transparency_is_the_mask_unless_a_file_is(photo, tmp_path):
     assert read_picture(tmp_path / "opaque.png")[1] is None
 
 
-def test_patches_without_a_mask_or_a_mapper_are_one_line(tiny_backbone, folder, photo):
+def test_patches_without_a_mask_or_a_mapper_are_one_line(tiny_backbone, tiny_backbone_folder, encoder_file, photo):
     with pytest.raises(UserError, match="patches = true needs to know where the object is"):
-        encoded(folder, photo, mask=None, patches=True)
-    (folder / "local_mapper.safetensors").unlink()
+        encoded(encoder_file, photo, mask=None, patches=True)
+    frame = tiny_backbone.frame
+    of_words = tiny_encoder(frame.layers, frame.text_width, local=False)
+    save_encoder(of_words, encoder_file, base_model=str(tiny_backbone_folder))
     with pytest.raises(UserError, match="has no local mapper"):
-        encoded(folder, photo)
-    assert encoded(folder, photo, mask=None).method.config.patches == 0
+        encoded(encoder_file, photo)
+    assert encoded(encoder_file, photo, mask=None).method.config.patches == 0
 
 
 def test_elite_is_not_trained(tiny_backbone):

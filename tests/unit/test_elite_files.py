@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +9,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.models import UNet2DConditionModel
+from safetensors.torch import save_file
 from tiny_elite import tiny_encoder
 
 from neti.models.attention.layers import cross_attention_layers
 from neti.models.backbone.frame import Frame
-from neti.models.methods.elite.files import check_mapper, load_encoder, read_mapper, save_encoder, save_vision
+from neti.models.methods.elite.files import (
+    check_mapper,
+    find_encoder,
+    load_encoder,
+    read_about,
+    read_official,
+    read_role,
+    save_encoder,
+    write_encoder,
+)
 from neti.models.methods.elite.mappers import GlobalMapper, LocalMapper
 from neti.utils.errors import UserError
 
@@ -25,21 +34,21 @@ def frame(tiny_backbone) -> Frame:
 
 
 @pytest.fixture
-def folder(frame, tmp_path) -> Path:
+def file(frame, tmp_path) -> Path:
     """A tiny encoder on disk."""
-    save_encoder(tiny_encoder(frame.layers, frame.text_width), tmp_path / "encoder", base_model="tiny")
-    return tmp_path / "encoder"
+    save_encoder(tiny_encoder(frame.layers, frame.text_width), tmp_path / "encoder.safetensors", base_model="tiny")
+    return tmp_path / "encoder.safetensors"
 
 
 @pytest.fixture
 def official(frame, tmp_path) -> Path:
-    """A folder as the official weights come, with a tower of its own beside them."""
+    """A folder as the official weights come, with a tower in transformers layout beside it."""
     encoder = tiny_encoder(frame.layers, frame.text_width)
     made = tmp_path / "official"
     made.mkdir()
     torch.save(OrderedDict(encoder.of_words.state_dict()), made / "global_mapper.pt")
     torch.save(OrderedDict(encoder.of_patches.state_dict()), made / "local_mapper.pt")
-    save_vision(encoder.vision, tmp_path / "tower", torch.float32)
+    encoder.vision.tower.save_pretrained(tmp_path / "tower")
     return made
 
 
@@ -48,20 +57,23 @@ def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return states[0].keys() == states[1].keys() and all(torch.equal(t, states[1][k]) for k, t in states[0].items())
 
 
-def test_an_encoder_comes_back_as_it_was_saved(frame, folder):
-    saved, loaded = tiny_encoder(frame.layers, frame.text_width), load_encoder(folder, frame)
+def test_an_encoder_comes_back_as_it_was_saved(frame, file):
+    saved, loaded = tiny_encoder(frame.layers, frame.text_width), load_encoder(file, frame)
     assert equal(saved.of_words, loaded.of_words) and equal(saved.of_patches, loaded.of_patches)
     assert equal(saved.vision, loaded.vision) and loaded.vision.layers == saved.vision.layers
     assert torch.equal(loaded.vision.mean, saved.vision.mean)
     assert not any(parameter.requires_grad for parameter in loaded.of_words.parameters())
+    pixels = torch.rand(1, 3, 40, 50)
+    assert torch.equal(loaded.words(pixels), saved.words(pixels))
 
 
-def test_saving_replaces_an_older_encoder(frame, folder):
-    save_encoder(tiny_encoder(frame.layers, frame.text_width, local=False, seed=9), folder, base_model="tiny")
-    loaded = load_encoder(folder, frame)
-    assert loaded.of_patches is None
-    assert equal(loaded.of_words, tiny_encoder(frame.layers, frame.text_width, seed=9).of_words)
-    assert [path.name for path in folder.parent.iterdir()] == ["encoder"]
+def test_a_tower_of_the_hub_is_named_and_not_stored(frame, file, tmp_path):
+    encoder = tiny_encoder(frame.layers, frame.text_width, local=False)
+    encoder.tower = "openai/clip-vit-large-patch14"
+    save_encoder(encoder, tmp_path / "small.safetensors", base_model="tiny")
+    assert read_about(tmp_path / "small.safetensors")["tower"] == "openai/clip-vit-large-patch14"
+    assert read_role(tmp_path / "small.safetensors", "vision") == {}
+    assert len(read_role(file, "vision")) == len(encoder.vision.tower.state_dict())
 
 
 def test_official_files_load_by_their_names(frame, official, tmp_path):
@@ -74,32 +86,30 @@ def test_the_global_file_is_enough(frame, official, tmp_path):
     (official / "local_mapper.pt").unlink()
     assert load_encoder(official, frame, vision=str(tmp_path / "tower")).of_patches is None
     (official / "global_mapper.pt").unlink()
-    with pytest.raises(UserError, match=r"official: no encoder \(global_mapper.safetensors or global_mapper.pt"):
+    with pytest.raises(UserError, match=r"the folder holds no global_mapper.pt"):
         load_encoder(official, frame, vision=str(tmp_path / "tower"))
 
 
-def test_swapped_files_are_found_by_their_metadata_and_by_their_names(folder, official):
+def test_swapped_files_are_found_by_their_names(official):
     with pytest.raises(UserError, match="this is the local mapper, and the global one is needed"):
-        read_mapper(official / "local_mapper.pt", "global")
-    shutil.copy(folder / "local_mapper.safetensors", folder / "global_mapper.safetensors")
-    with pytest.raises(UserError, match="this is the local mapper, and the global one is needed"):
-        read_mapper(folder / "global_mapper.safetensors", "global")
+        read_official(official / "local_mapper.pt", "global")
 
 
-@pytest.mark.parametrize("name", ["global_mapper.safetensors", "global_mapper.pt"])
-def test_a_truncated_file_is_one_line(folder, official, name):
-    path = (folder if name.endswith("safetensors") else official) / name
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=name) as caught:
-        read_mapper(path, "global")
-    assert "\n" not in str(caught.value)
+def test_a_truncated_file_is_one_line(frame, file, official):
+    for path in (file, official / "global_mapper.pt"):
+        path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=r"encoder.safetensors: not a complete") as ours:
+        load_encoder(file, frame)
+    with pytest.raises(UserError, match=r"global_mapper.pt") as theirs:
+        load_encoder(official, frame, vision=str(official.parent / "tower"))
+    assert "\n" not in str(ours.value) + str(theirs.value)
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     path = tmp_path / "global_mapper.pt"
     torch.save({"mapping_0.0.weight": SimpleNamespace()}, path)
     with pytest.raises(UserError, match="SimpleNamespace"):
-        read_mapper(path, "global")
+        read_official(path, "global")
 
 
 def test_missing_and_foreign_tensors_are_counted(frame):
@@ -110,21 +120,28 @@ def test_missing_and_foreign_tensors_are_counted(frame):
     with pytest.raises(
         UserError, match=r"131 of the 132 tensors are there, 1 others \(mapping_3.0.weight is missing\)"
     ):
-        check_mapper(state, mapper, Path("mapper.pt"))
+        check_mapper(state, mapper, "mapper.pt")
 
 
 def test_a_mapper_for_another_text_width_says_so(frame):
     of_sd2 = GlobalMapper(frame.layers, 16, 64)
     with pytest.raises(UserError, match=r"made for another model: .* text width is 32") as caught:
-        check_mapper(of_sd2.state_dict(), GlobalMapper(frame.layers, 16, frame.text_width), Path("mapper.pt"))
+        check_mapper(of_sd2.state_dict(), GlobalMapper(frame.layers, 16, frame.text_width), "mapper.pt")
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_no_encoder_is_one_line(frame, tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
+def test_what_is_no_encoder_is_one_line(frame, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
         load_encoder(tmp_path / "nothing", frame)
-    with pytest.raises(UserError, match="no encoder"):
-        load_encoder(tmp_path, frame)
+    with pytest.raises(UserError, match="no such file"):
+        find_encoder("")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="not an ELITE encoder of this version"):
+        load_encoder(tmp_path / "other.safetensors", frame)
+    about = {"tower": "", "vision_config": {}, "feature_layers": [1] * 5, "image_mean": [0] * 3, "image_std": [1] * 3}
+    write_encoder(tmp_path / "hollow.safetensors", {}, about, torch.float32)
+    with pytest.raises(UserError, match="vision tower is damaged"):
+        load_encoder(tmp_path / "hollow.safetensors", frame)
 
 
 def sd14_layers() -> tuple:
@@ -160,6 +177,6 @@ def test_full_size_official_files_load(tmp_path):
         torch.save(OrderedDict(mappers[role].state_dict()), tmp_path / f"{role}_mapper.pt")
         assert abs((tmp_path / f"{role}_mapper.pt").stat().st_size - 192_296_960) < 100_000
     for role, mapper in mappers.items():
-        state = read_mapper(tmp_path / f"{role}_mapper.pt", role)
-        check_mapper(state, mapper, tmp_path)
+        state = read_official(tmp_path / f"{role}_mapper.pt", role)
+        check_mapper(state, mapper, "official")
         assert all(torch.equal(tensor, mapper.state_dict()[name]) for name, tensor in state.items())

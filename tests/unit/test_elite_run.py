@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny_elite import tiny_vision
 
-from neti.models.methods.elite.files import load_encoder, save_vision
+from neti.models.methods.elite.files import load_encoder
 from neti.training.elite.config import EncoderConfig
 from neti.training.elite.launch import launch
 from neti.utils.config.parsing import parse_config
@@ -30,7 +30,7 @@ def command(tiny_backbone_folder, tmp_path):
         mask.save(tmp_path / f"masks/{number}.png")
     (tmp_path / "images" / "bad.png").write_bytes(b"")
     mask.save(tmp_path / "masks" / "bad.png")
-    save_vision(tiny_vision(), tmp_path / "vision", torch.float32)
+    tiny_vision().tower.save_pretrained(tmp_path / "vision")
 
     def config(stage: str, name: str, *more: str) -> EncoderConfig:
         options = {
@@ -63,7 +63,7 @@ def mappers(folder: Path, frame) -> dict[str, torch.Tensor]:
 def test_both_stages_and_a_resumed_run(command, tiny_backbone, tmp_path, capsys):
     runs, frame = tmp_path / "runs", tiny_backbone.frame
     assert launch(command("global", "whole", "--optim.lr_scheduler=cosine")) == 0
-    assert "encoder-steps-4" in capsys.readouterr().out
+    assert "encoder-steps-4.safetensors" in capsys.readouterr().out
     records = (runs / "whole" / "metrics.jsonl").read_text().splitlines()
     assert len(records) == 4 and '"skipped": ' in records[-1] and not records[-1].endswith('"skipped": 0}')
 
@@ -71,18 +71,20 @@ def test_both_stages_and_a_resumed_run(command, tiny_backbone, tmp_path, capsys)
     for kept in (runs / "cut" / "checkpoints" / "step-4.pt",):
         kept.unlink()
     assert launch(command("global", "cut", "--optim.lr_scheduler=cosine", "--resume=latest")) == 0
-    whole, cut = (mappers(runs / name / "encoder-steps-4", frame) for name in ("whole", "cut"))
+    whole, cut = (mappers(runs / name / "encoder-steps-4.safetensors", frame) for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
 
-    assert launch(command("local", "patches", f"--model.encoder={runs / 'whole' / 'encoder-steps-4'}")) == 0
-    both = mappers(runs / "patches" / "encoder-steps-4", frame)  # the tower came along
+    assert launch(command("local", "patches", f"--model.encoder={runs / 'whole' / 'encoder-steps-4.safetensors'}")) == 0
+    both = mappers(runs / "patches" / "encoder-steps-4.safetensors", frame)  # the tower came along
     assert all(torch.equal(tensor, both[name]) for name, tensor in whole.items())
     assert sum(name.startswith("local.") for name in both) == 132
 
 
 def test_a_vision_tower_that_learns_is_saved_with_the_encoder(command, tiny_backbone, tmp_path):
     assert launch(command("global", "joint", "--optim.vision_lr=1e-3", "--optim.max_train_steps=1")) == 0
-    saved = load_encoder(tmp_path / "runs" / "joint" / "encoder-steps-1", tiny_backbone.frame).vision.state_dict()
+    saved = load_encoder(
+        tmp_path / "runs" / "joint" / "encoder-steps-1.safetensors", tiny_backbone.frame
+    ).vision.state_dict()
     changed = {k for k, v in tiny_vision().state_dict().items() if not torch.equal(v, saved[k])}
     assert changed and not any("post_layernorm" in name for name in changed)
 
@@ -90,8 +92,8 @@ def test_a_vision_tower_that_learns_is_saved_with_the_encoder(command, tiny_back
 def test_old_encoders_go_with_their_states(command, tmp_path):
     assert launch(command("global", "many", "--log.save_steps=1", "--log.checkpoints_total_limit=2")) == 0
     assert sorted(p.name for p in (tmp_path / "runs" / "many").glob("encoder-*")) == [
-        "encoder-steps-3",
-        "encoder-steps-4",
+        "encoder-steps-3.safetensors",
+        "encoder-steps-4.safetensors",
     ]
 
 

@@ -53,6 +53,13 @@ def test_labels_are_drawn_beside_the_tiles_and_never_cut(size: int) -> None:
     assert labelled.shape[0] >= bottom
 
 
+def test_a_word_of_thousands_of_letters_is_shortened() -> None:
+    """Breaking it into lines by trying every length would take minutes."""
+    plain = labelled_grid(tiles(64, 1, 1), ["x" * 400], ["x" * 400], "x" * 400)
+    long = labelled_grid(tiles(64, 1, 1), ["x" * 10**6], ["x" * 10**6], "x" * 10**6)
+    assert long.width == plain.width and long.height < 1.1 * plain.height
+
+
 def test_a_row_grows_with_a_label_taller_than_its_tile() -> None:
     grid = np.asarray(labelled_grid(tiles(64, 2, 1), [LONG * 3, ""]))
     first, second = box_of(grid, COLOURS[0]), box_of(grid, COLOURS[1])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from neti.utils.errors import UserError
 from neti.utils.images import SquareMode, load_alpha, load_image, read_image, to_square
+from neti.utils.images.png import read_metadata
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -343,6 +344,7 @@ def test_a_decompression_bomb_is_named_and_not_unpacked(tmp_path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b""))
     with pytest.raises(UserError, match=r"bomb\.png has more than 178 million pixels; scale it down first"):
         load_image(path)
+    assert read_metadata(path) is None
 
 
 def test_stretch_uses_the_whole_image() -> None:
@@ -365,3 +367,31 @@ def test_pad_keeps_all_and_adds_white() -> None:
     square = to_square(Image.new("RGB", (40, 20), RED), 32, SquareMode.pad)
     assert square.size == (32, 32)
     assert [square.getpixel((16, y)) for y in (0, 7, 8, 23, 24, 31)] == [WHITE, WHITE, RED, RED, WHITE, WHITE]
+
+
+@pytest.mark.parametrize(
+    ("shape", "resolution", "expected"),
+    [
+        ((1000, 1000), 512, (512, 512)),
+        ((4000, 3000), 512, (576, 448)),
+        ((3000, 4000), 512, (448, 576)),
+        ((1920, 1080), 512, (640, 384)),
+        ((9000, 100), 512, (1024, 256)),
+        ((4000, 3000), 1024, (1152, 896)),
+        ((500, 500), 504, (504, 504)),
+        ((80, 40), 64, (88, 40)),
+        ((10, 10), 8, (8, 8)),
+    ],
+)
+def test_a_bucket_has_the_shape_and_the_size(
+    shape: tuple[int, int], resolution: int, expected: tuple[int, int]
+) -> None:
+    assert to_square(Image.new("RGB", shape), resolution, SquareMode.bucket).size == expected
+
+
+def test_a_bucket_keeps_the_centre_unstretched() -> None:
+    image = Image.new("RGB", (2000, 100), RED)
+    image.paste(GREEN, (800, 0, 1200, 100))
+    fitted = to_square(image, 64, SquareMode.bucket)
+    assert fitted.size == (128, 32)
+    assert {fitted.getpixel((x, 16)) for x in range(2, 126)} == {GREEN}

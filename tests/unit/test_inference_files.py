@@ -14,8 +14,9 @@ from neti.models.concepts.files import ConceptFiles, chosen_files, explicit_file
 from neti.models.generation.gallery import Gallery
 from neti.models.generation.recipes import ImageRecipe
 from neti.utils.errors import UserError
+from neti.utils.files import write_atomically
 from neti.utils.hashing import file_hash
-from neti.utils.image_files import read_metadata, write_atomically, write_png
+from neti.utils.images.png import read_metadata, write_png
 
 RECIPE = ImageRecipe(
     prompt="A photo of a {}",

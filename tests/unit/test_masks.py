@@ -37,10 +37,9 @@ def dataset(folder: Path, masks: MaskSource = MaskSource.folder, **settings: Any
 
 def masks_of(data: ConceptDataset, *image_ids: int) -> np.ndarray:
     """Masks [B,16,16]."""
-    masks = data.read(image_ids)[1]
-    assert masks is not None
-    assert masks.dtype == torch.float32
-    return masks[:, 0].numpy()
+    masks = [mask for image_id in image_ids if (mask := data.read(image_id)[1]) is not None]
+    assert masks[0].dtype == torch.float32
+    return torch.cat(masks).numpy()
 
 
 def test_masks_lie_beside_the_photos(folder: Path) -> None:
@@ -57,7 +56,7 @@ def test_masks_that_are_not_asked_for_are_named(folder: Path) -> None:
     data = dataset(folder, MaskSource.none)
     assert [path.name for path in data.paths] == ["a.png", "b.jpg"]
     assert data.mask_paths == []
-    assert data.read([0, 1])[1] is None
+    assert data.read(0)[1] is data.read(1)[1] is None
     assert data.notes == ["skipped a-masklabel.png, b_bg.png: a mask, which data.masks = folder uses"]
 
 
@@ -82,7 +81,7 @@ def test_transparency_is_a_mask(folder: Path) -> None:
     masks = masks_of(data, 0)
     np.testing.assert_allclose(masks[0, :, :7], 1 / 3, atol=0.005)
     np.testing.assert_array_equal(masks[0, :, 9:], 0)
-    np.testing.assert_array_equal(data.read([0])[0][0, :, 0, 15], [1, 1, 1])  # the picture lies on white
+    np.testing.assert_array_equal(data.read(0)[0][:, 0, 15], [1, 1, 1])  # the picture lies on white
 
 
 def test_masks_follow_the_square(folder: Path) -> None:
@@ -91,6 +90,9 @@ def test_masks_follow_the_square(folder: Path) -> None:
     padded = masks_of(dataset(folder, square_mode=SquareMode.pad), 0)[0]  # what is added is not the object
     assert padded[:4].max() == padded[12:].max() == 0
     np.testing.assert_array_equal(padded[5:11, :7], 1)
+    in_a_bucket = masks_of(dataset(folder, square_mode=SquareMode.bucket), 0)[0]
+    assert in_a_bucket.shape == (8, 24)
+    np.testing.assert_array_equal(in_a_bucket[:, :11], 1)
 
 
 def test_a_mask_may_be_a_smaller_or_turned_copy(folder: Path) -> None:
@@ -119,8 +121,10 @@ def test_photos_without_a_mask_are_named_at_once(folder: Path) -> None:
     with pytest.raises(UserError, match=r"has no mask a-masklabel\.png or a_bg\.png or a\.png in .*empty"):
         (folder / "empty").mkdir()
         dataset(folder, masks_dir=folder / "empty")
-    with pytest.raises(UserError, match=r"data\.masks_dir: the folder .*nowhere cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"has no mask .* in .*nowhere"):
         dataset(folder, masks_dir=folder / "nowhere")
+    with pytest.raises(UserError, match=r"the folder of masks .*a\.png cannot be read: Not a directory"):
+        dataset(folder, masks_dir=folder / "a.png")
 
 
 def test_masks_that_cannot_be_meant_are_named_at_once(folder: Path) -> None:

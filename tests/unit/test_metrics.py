@@ -169,6 +169,7 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         ([*ENOUGH, "--prompt_only", "cat | out"], "prompt_only: 'cat' (out) is not among concepts: toy"),
         ([*ENOUGH, "--references", "cat | out"], "references: 'cat' (out) is not among concepts: toy"),
         ([*ENOUGH, "--references", '["toy | a", "toy | b"]'], "references: 'toy' is there twice"),
+        ([*ENOUGH, "--masks", "cat | out"], "masks: 'cat' (out) is not among concepts: toy"),
         ([*ENOUGH, "--references", "toy"], "references: 'toy' must read \"concept | folder"),
         ([*ENOUGH, "--concepts", '["toy | toy | a", "toy | toy | b"]'], "concepts: 'toy' is there twice"),
         ([*ENOUGH, "--placeholder", "kept"], "placeholder = 'kept' (command line): must be one of: removed, replaced"),

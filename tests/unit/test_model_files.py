@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from model_files import POINTER, Hostile, make_counterfeit, same_numbers
 from safetensors.torch import load_file, save_file
+from tiny_xl import build_tiny_xl, parts_of
 from transformers import CLIPTokenizer
 
 from neti.models.backbone.backbone import Backbone
@@ -206,6 +207,18 @@ def test_the_digest_is_that_of_the_files_in_use(tiny_backbone_folder: Path, fold
     weight_file(folder, "vae").unlink()
     with pytest.raises(UserError, match=r"incomplete in .*it has no diffusion_pytorch_model"):
         model_hash(str(folder))
+
+
+def test_the_hash_of_a_model_with_two_text_encoders(tmp_path: Path) -> None:
+    StableDiffusionXLPipeline(**parts_of(build_tiny_xl())).save_pretrained(tmp_path / "xl")
+    before = model_hash(str(tmp_path / "xl"))
+    for file in ("text_encoder_2/model.safetensors", "tokenizer_2/tokenizer_config.json", "model_index.json"):
+        path = tmp_path / "xl" / file
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
+        assert model_hash(str(tmp_path / "xl")) != before, file
+        path.write_bytes(content)
+    assert model_hash(str(tmp_path / "xl")) == before
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "models/moved", "moved.safetensors"])

@@ -21,7 +21,9 @@ MakeBackbone = Callable[..., Backbone]
 PROMPTS = ["a photo of a {}", "a {} and a {}", "a rendering of a {}"]
 
 
-def make_objective(backbone: Backbone, compile_backend: Callable[..., object] | None = None) -> Objective:
+def make_objective(
+    backbone: Backbone, compile_backend: Callable[..., object] | None = None, allow_tf32: bool = False
+) -> Objective:
     method = created(
         NeTI,
         NeTIConfig(nested_dropout_prob=1.0),
@@ -29,7 +31,7 @@ def make_objective(backbone: Backbone, compile_backend: Callable[..., object] | 
         backbone.word_embedding("teddy"),
         torch.Generator().manual_seed(0),
     )
-    return Objective(method, backbone, compile_backend=compile_backend).train()
+    return Objective(method, backbone, compile_backend=compile_backend, allow_tf32=allow_tf32).train()
 
 
 def make_batch(backbone: Backbone, first: int = 0, count: int = 3) -> Batch:
@@ -58,6 +60,34 @@ def test_only_the_method_is_registered(tiny_backbone: Backbone) -> None:
     for part in (tiny_backbone.unet, tiny_backbone.text_encoder, tiny_backbone.vae):
         assert all(p.grad is None for p in part.parameters())
         assert all(torch.equal(tensor, before[name]) for name, tensor in part.state_dict().items())
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_for_the_frozen_parts_and_not_for_the_mapper(tiny_backbone: Backbone, allowed: bool) -> None:
+    """By the switches that both kinds of products look up, cuBLAS's and cuDNN's, forward and backward."""
+    objective = make_objective(tiny_backbone, allow_tf32=allowed)
+    seen: dict[str, set[tuple[bool, bool]]] = {"mapper": set(), "frozen": set()}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            seen[name].add((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+
+        return hook
+
+    assert isinstance(objective.method, NeTI)
+    layer = tiny_backbone.text_encoder.encoder.layers[0].mlp.fc1
+    modules = {"mapper": objective.method.mapper.modules(), "frozen": [tiny_backbone.unet.conv_out, layer]}
+    hooks = [
+        hook
+        for name, parts in modules.items()
+        for part in parts
+        for hook in (part.register_forward_hook(look(name)), part.register_full_backward_pre_hook(look(name)))
+    ]
+    for _ in range(2):
+        objective(make_batch(tiny_backbone)).backward()
+    assert seen == {"mapper": {(False, False)}, "frozen": {(allowed, allowed)}}
+    for hook in hooks:
+        hook.remove()
 
 
 def test_a_batch_is_the_mean_of_its_samples_nested_dropout_included(tiny_backbone: Backbone) -> None:

@@ -18,10 +18,12 @@ from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.denoiser import Denoiser
 from neti.models.backbone.frame import Frame
 from neti.models.concepts.concept import Concept
+from neti.models.concepts.embeddings import save_embedding
 from neti.models.conditioning.conditioning import Conditioning, condition, plain_condition
 from neti.models.conditioning.tokens import tokenize
 from neti.models.methods import Method, NeTI, NeTIConfig, Perfusion, Start, TextualInversion, WordVectorsConfig
 from neti.models.methods.perfusion.config import PerfusionConfig
+from neti.models.methods.perfusion.covariance import find_covariance
 from neti.models.methods.perfusion.projection import PerfusionProjection
 from neti.training.coach.objective import Batch, Objective
 from neti.training.coach.optimizer import make_optimizer
@@ -449,32 +451,44 @@ class TestTheConceptFile:
             "value_targets": 12_480,
         }
 
+    def save(self, method: Perfusion, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+        """As a concept file with its covariance beside it, and nothing else to find it by."""
+        assert method.covariance is not None
+        method.covariance.save(folder / "covariance.safetensors")
+        Concept(method, "<toy>", "teddy").save(folder / "toy.safetensors", dtype)
+        return folder / "toy.safetensors"
+
     def test_it_gives_back_the_same_bits(self, tiny_backbone: Backbone, tmp_path: Path) -> None:
         method = changed(make_perfusion(tiny_backbone))
-        Concept(method, "<toy>", "teddy").save(tmp_path / "toy.safetensors")
-        loaded = Concept.load(tmp_path / "toy.safetensors", backbone=tiny_backbone).method
-        assert isinstance(loaded, Perfusion) and loaded.config == method.config
+        loaded = Concept.load(self.save(method, tmp_path), backbone=tiny_backbone).method
+        assert isinstance(loaded, Perfusion)
+        assert replace(loaded.config, covariance=method.config.covariance) == method.config, "without the path"
         for name, tensor in method.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
         assert torch.equal(denoise(tiny_backbone, {"{}": loaded}), denoise(tiny_backbone, {"{}": method}))
 
     def test_half_of_it_draws_nearly_the_same(self, tiny_backbone: Backbone, tmp_path: Path) -> None:
         method = changed(make_perfusion(tiny_backbone))
-        Concept(method, "<toy>", "teddy").save(tmp_path / "toy.safetensors", torch.float16)
-        loaded = Concept.load(tmp_path / "toy.safetensors").method
+        loaded = Concept.load(self.save(method, tmp_path, torch.float16)).method
         full = denoise(tiny_backbone, {"{}": method})
         torch.testing.assert_close(denoise(tiny_backbone, {"{}": loaded}), full, atol=1e-2, rtol=0)
 
     def test_another_covariance_is_refused(self, tiny_backbone: Backbone, tmp_path: Path) -> None:
         method = make_perfusion(tiny_backbone).eval()
+        path = self.save(method, tmp_path)
         covariance = method.covariance
         assert covariance is not None
-        path = tmp_path / "covariance.safetensors"
-        covariance.save(path)
-        Concept(make_perfusion(tiny_backbone, covariance=str(path)), "<toy>", "teddy").save(tmp_path / "t.safetensors")
-        replace(covariance, matrix=covariance.matrix + torch.eye(32)).save(path)
-        with pytest.raises(UserError, match=r"another covariance .* than the one the concept was trained with"):
-            Concept.load(tmp_path / "t.safetensors").method.projection()
+        replace(covariance, matrix=covariance.matrix + torch.eye(32)).save(tmp_path / "covariance.safetensors")
+        find_covariance.cache_clear()
+        loaded = Concept.load(path).method
+        with pytest.raises(UserError, match=r"is missing: there is only another one, covariance.safetensors"):
+            loaded.projection()
+
+
+def test_it_is_more_than_an_embedding(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is an edit of the attention layers too; it cannot be exported"):
+        save_embedding(Concept(make_perfusion(tiny_backbone).eval(), "<toy>", "teddy"), tmp_path / "toy.bin")
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_that_it_does_not_have_are_refused(tiny_backbone: Backbone) -> None:

@@ -173,22 +173,27 @@ def test_it_knows_its_text_encoder_in_any_precision(
         covariance_for(backbone.text, None, "tiny")
 
 
-def test_the_miniatures_own_comes_with_the_project() -> None:
+def test_the_miniatures_own_comes_with_the_project(tmp_path: Path) -> None:
     miniature = Backbone.from_pretrained("miniature", components=("text_encoder",))
     covariance = covariance_for(miniature.text, None, "miniature")
     assert covariance.matrix.shape == (128, 128) and covariance.metadata["captions"] == 20_000
-    assert find_covariance(covariance.digest, None).digest == covariance.digest
+    assert find_covariance(covariance.digest, tmp_path).digest == covariance.digest
 
 
-def test_another_covariance_than_the_concepts_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "covariance.safetensors"
-    own = Covariance(torch.eye(4), torch.ones(4))
-    own.save(path)
-    assert find_covariance(own.digest, str(path)).digest == own.digest
-    with pytest.raises(UserError, match=r"another covariance .* than the one the concept was trained with"):
-        find_covariance("sha256:0123", str(path))
-    with pytest.raises(UserError, match=f"is not at {tmp_path}/gone.safetensors; give its file"):
-        find_covariance(own.digest, str(tmp_path / "gone.safetensors"))
+def test_it_is_found_beside_the_concept_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = Covariance(torch.eye(4), torch.ones(4)), Covariance(2 * torch.eye(4), torch.ones(4))
+    beside, here = tmp_path / "concepts", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(UserError, match=rf"there is no \*covariance\*.safetensors in {beside} or {here}; put its"):
+        find_covariance(own.digest, beside)
+    other.save(beside / "other_covariance.safetensors")
+    with pytest.raises(UserError, match=r"there is only another one, other_covariance.safetensors, in"):
+        find_covariance(own.digest, beside)
+    own.save(beside / "covariance_tiny.safetensors")
+    assert find_covariance(own.digest, beside).digest == own.digest
+    own.save(here / "my_covariance.safetensors")
+    assert find_covariance(own.digest, tmp_path / "elsewhere").digest == own.digest
 
 
 def test_the_script_writes_it(tiny_backbone_folder: Path, captions: Captions, tmp_path: Path, capsys: Any) -> None:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from neti.training.data.photos import find_images
-from neti.utils import image_formats
 from neti.utils.errors import UserError
+from neti.utils.images import formats as image_formats
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 def test_stray_files_are_named(folder: Path) -> None:
     for name in (".DS_Store", "Thumbs.db", "notes.txt", "._a.png", "._b.heic"):
         (folder / name).write_bytes(b"\x00\x05\x16\x07")
-    (folder / "P3 of my notes.txt").write_text("P3 of my notes")  # begins as a PPM image does
+    (folder / "P1.txt").write_text("P1 8 8 was the score")  # begins as a PBM image does
     (folder / "sub").mkdir()
     (folder / "empty").mkdir()
     (folder / "lost").symlink_to("nowhere")
@@ -40,7 +40,7 @@ def test_stray_files_are_named(folder: Path) -> None:
         ".DS_Store": "not an image",
         "._a.png": "not an image",
         "._b.heic": "not an image",
-        "P3 of my notes.txt": "not an image",
+        "P1.txt": "not an image",
         "Thumbs.db": "not an image",
         "empty": "a folder",
         "lost": "a link that leads nowhere",

@@ -50,6 +50,56 @@ def test_other_words_in_braces_are_told(wrong: str) -> None:
     assert wrong in str(caught.value) and "{name:16}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "A photo of a {} on a beach --n blurry --d 3 --w 128 --h 64",
+        "--ar 16:9 a {}",
+        "a {} --seed=3",
+        "a ({}:1.5) on a beach",
+        "a {} (on a beach : 1.2)",
+        "a [{}:0.8]",
+        "a [cat:{}:0.5]",
+        "a ((beautiful)) {}",
+        "a (beautiful)1.3 {}",
+        "a {}++ on a beach",
+        "a (red {})-- on a beach",
+        "a [cat|{}]",
+        "a {} \\(toy\\)",
+        "a {} <lora:detail:0.8>",
+        "a {}, embedding:easynegative",
+    ],
+)
+def test_what_other_tools_read_as_settings_is_never_part_of_the_prompt(wrong: str) -> None:
+    with pytest.raises(UserError, match="of other tools: ") as caught:
+        Prompt.parse(wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        "a {} -- on a beach",
+        "a {} at (10:30)",
+        "a {} (red, 4:3) [sic]",
+        "C++ on a {}",
+        "a well-known {} - nice",
+        "a {mug:16} :)",
+        "a <toy> {}: the film",
+        "{} (left) 3 cats",
+    ],
+)
+def test_ordinary_punctuation_stays(right: str) -> None:
+    assert Prompt.parse(right).text == right
+
+
+def test_a_long_prompt_does_not_fill_the_screen() -> None:
+    for text in ("{x y}" + "x" * 12_000, "{mug:" + "9" * 5000 + "}", "{" + "x y" * 5000 + "}"):
+        with pytest.raises(UserError) as caught:
+            Prompt.parse(text)
+        assert len(str(caught.value)) < 700
+
+
 def test_read_prompts_skips_empty_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"\xef\xbb\xbfA photo of a {}\r\n\r\n  Caf\xc3\xa9 with {}  \n")

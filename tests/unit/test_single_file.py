@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from model_files import POINTER, Hostile, one_file, same_numbers
 from safetensors.torch import save_file
+from tiny_xl import build_tiny_xl, parts_of
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
-from neti.models.backbone.files import single_file
-from neti.models.backbone.loading import load_parts, model_hash
+from neti.models.backbone.files.single_file import FIRST_LAYER
+from neti.models.backbone.loading import check_text_to_image, load_parts, model_hash
 from neti.utils.errors import UserError
 
 
@@ -88,24 +90,50 @@ def test_a_text_encoder_that_lacks_a_tensor(settings: Path, tensors: dict[str, T
 
 def test_the_text_encoder_of_stable_diffusion_2(tiny_backbone: Backbone, settings: Path) -> None:
     """OpenCLIP's names, queries, keys and values in one matrix."""
-    save_file(one_file(tiny_backbone, family=2), settings / "tiny.safetensors")
+    save_file(one_file(tiny_backbone, "2"), settings / "tiny.safetensors")
     assert same_numbers(Backbone.from_pretrained(str(settings / "tiny.safetensors")), tiny_backbone)
 
 
-@pytest.mark.parametrize(
-    ("family", "sizes", "pad"),
-    [(1, (859_520_964, 83_653_863, 123_060_480), 49407), (2, (865_910_724, 83_653_863, 340_387_840), 0)],
-)
+@pytest.fixture
+def xl_settings(tmp_path: Path) -> Path:
+    """The same of a tiny Stable Diffusion XL."""
+    whole, folder = tmp_path / "whole", tmp_path / "xl"
+    StableDiffusionXLPipeline(**parts_of(build_tiny_xl())).save_pretrained(whole)
+    return Path(shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+def test_stable_diffusion_xl(xl_settings: Path) -> None:
+    """Two text encoders, several transformer blocks in a place, the added embedding."""
+    xl, path = build_tiny_xl(), xl_settings / "tiny.safetensors"
+    save_file(one_file(xl, "xl"), path)
+    loaded = Backbone.from_pretrained(str(path))
+    assert same_numbers(xl, loaded) and loaded.frame == xl.frame and loaded.zeros_for_empty_prompt
+    planned = Backbone.from_pretrained(str(path), components=["text_encoder"])
+    assert torch.equal(planned.word_embedding("teddy"), xl.word_embedding("teddy"))
+    assert next(planned.unet.parameters()).is_meta
+
+
+SIZES = {
+    "1": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
+    "2": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
+    "xl": {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840},
+}
+
+
+@pytest.mark.parametrize("family", SIZES)
 def test_without_settings_beside_it_has_those_of_its_family(
-    tiny_backbone: Backbone, tmp_path: Path, family: int, sizes: tuple[int, ...], pad: int
+    tiny_backbone: Backbone, tmp_path: Path, family: str
 ) -> None:
     path = tmp_path / "alone.safetensors"
-    save_file(one_file(tiny_backbone, family), path)
+    save_file(one_file(build_tiny_xl() if family == "xl" else tiny_backbone, family), path)
+    check_text_to_image(str(path))
     parts = load_parts(str(path), revision=None, dtype=torch.float32, weights=())
-    assert tuple(sum(p.numel() for p in parts[part].parameters()) for part in ("unet", "vae", "text_encoder")) == sizes
+    assert {part: sum(p.numel() for p in parts[part].parameters()) for part in SIZES[family]} == SIZES[family]
     assert parts["tokenizer"]("a photo of a cat.").input_ids == [49406, 320, 1125, 539, 320, 2368, 269, 49407]
-    assert parts["tokenizer"].pad_token_id == pad
-    assert parts["scheduler"].config["prediction_type"] == ("epsilon" if family == 1 else "v_prediction")
+    assert parts["tokenizer"].pad_token_id == (0 if family == "2" else 49407)
+    assert parts["scheduler"].config["prediction_type"] == ("v_prediction" if family == "2" else "epsilon")
+    if family == "xl":
+        assert parts["tokenizer_2"].pad_token_id == 0 and parts["zeros_for_empty_prompt"]
     with pytest.raises(UserError, match=r"cannot load its weights from .*alone.safetensors") as caught:
         Backbone.from_pretrained(str(path))  # tiny weights are not of its sizes
     assert "\n" not in str(caught.value)
@@ -121,14 +149,16 @@ def test_the_digest_counts_the_file(settings: Path, tensors: dict[str, Tensor]) 
 
 
 LORA = {"lora_unet_down_blocks_0.lora_up.weight": torch.zeros(2, 2)}
-XL = {"conditioner.embedders.1.model.ln_final.bias": torch.zeros(2), single_file.FIRST_LAYER: torch.zeros(8, 4, 3, 3)}
+REFINER = {"conditioner.embedders.0.model.ln_final.bias": torch.zeros(2), FIRST_LAYER: torch.zeros(8, 4, 3, 3)}
+TOO_FEW = {"conditioner.embedders.1.model.ln_final.bias": torch.zeros(2), FIRST_LAYER: torch.zeros(8, 4, 3, 3)}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (LORA, "it holds no whole Stable Diffusion"),
-        (XL, "it is a Stable Diffusion XL"),
+        (REFINER, "it holds no whole Stable Diffusion"),
+        (TOO_FEW, "it is incomplete"),
         (POINTER.encode(), "is a Git LFS pointer"),
         (b"", "model "),
         (b"\xff" * 100, "model "),
@@ -150,8 +180,8 @@ def test_what_is_no_checkpoint(tmp_path: Path, ending: str, content: Any, messag
 
 @pytest.mark.parametrize("channels", [5, 8, 9])
 def test_one_that_wants_more_than_latents(settings: Path, tensors: dict[str, Tensor], channels: int) -> None:
-    first = tensors[single_file.FIRST_LAYER]
-    tensors[single_file.FIRST_LAYER] = torch.zeros(first.shape[0], channels, 3, 3)
+    first = tensors[FIRST_LAYER]
+    tensors[FIRST_LAYER] = torch.zeros(first.shape[0], channels, 3, 3)
     save_file(tensors, settings / "tiny.safetensors")
     with pytest.raises(UserError, match=f"has {channels} input channels"):
         Backbone.from_pretrained(str(settings / "tiny.safetensors"), components=())

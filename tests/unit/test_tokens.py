@@ -86,3 +86,21 @@ def test_unusable_placeholders_are_refused(tokenizer: PreTrainedTokenizerBase, p
     with pytest.raises(UserError, match=f"placeholder '{placeholder}': {reason}"):
         check_placeholder(tokenizer, placeholder)
     check_placeholder(tokenizer, "<teddy>")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("it’s a “photo” of a {}", 'it\'s a "photo" of a {}'),
+        ("a teddy &amp; a {}", "a teddy & a {}"),
+        ("a ﬁne photo of a {}", "a fine photo of a {}"),
+        ("ａ ｐｈｏｔｏ of a {}", "a photo of a {}"),
+        ("a cafÃ© and a {}", "a café and a {}"),
+    ],
+)
+def test_text_is_repaired_as_the_public_codes_tokenizer_did(
+    tokenizer: PreTrainedTokenizerBase, written: str, meant: str
+) -> None:
+    repaired, plain = (tokenize(tokenizer, [text], ["{}"]) for text in (written, meant))
+    assert repaired.ids.equal(plain.ids)
+    assert repaired.slots["{}"].equal(plain.slots["{}"])

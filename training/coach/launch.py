@@ -53,18 +53,14 @@ def launch(config: RunConfig, watcher: Watcher | None = None) -> int:
         return _launch(config, accelerator, watcher)
     finally:
         watcher.stopped()
-        with suppress(OSError):  # a tracker on a full disk, which was told when it began
-            accelerator.end_training()
-        accelerator.free_memory()  # it, the trainer and the model refer to one another
-        AcceleratorState._reset_state(reset_partial_state=True)  # the next run may have another device or precision
-        GradientState._reset_state()
+        release(accelerator)
 
 
 def _launch(config: RunConfig, accelerator: Accelerator, watcher: Watcher) -> int:
     run = RunFolder(config.log.run_dir, config.log.tracker_dir)
     lasting = dataclasses.replace(config, resume=None, overwrite=False, dry_run=False)  # what the run is, not this call
     drawn: list[Any] = broadcast_object_list([secrets.randbits(31)])
-    with _one_for_all(accelerator):
+    with one_for_all(accelerator):
         if accelerator.is_main_process:
             run.check_places()
             if config.log.report_to in (Tracker.tensorboard, Tracker.all):
@@ -105,7 +101,7 @@ def _launch(config: RunConfig, accelerator: Accelerator, watcher: Watcher) -> in
 
     trainer = Trainer(lasting, setup, plan, accelerator, run, facts, state, watcher)
     with ExitStack() as held:
-        with _one_for_all(accelerator):  # and every process has looked at the run folder before one writes into it
+        with one_for_all(accelerator):  # and every process has looked at the run folder before one writes into it
             if accelerator.is_main_process:
                 held.enter_context(run.lock())
                 if run.derived_text() != found:
@@ -124,7 +120,7 @@ def _launch(config: RunConfig, accelerator: Accelerator, watcher: Watcher) -> in
 
 
 @contextmanager
-def _one_for_all(accelerator: Accelerator) -> Iterator[None]:
+def one_for_all(accelerator: Accelerator) -> Iterator[None]:
     """What one process finds wrong stops them all, with its message: else the others would wait for it for hours."""
     own = None
     try:
@@ -134,6 +130,15 @@ def _one_for_all(accelerator: Accelerator) -> Iterator[None]:
     found = [message for message in gather_object([str(own) if own else None]) if message is not None]
     if found:
         raise own or UserError(found[0])
+
+
+def release(accelerator: Accelerator) -> None:
+    """Let the trackers, and all that a run held, go."""
+    with suppress(OSError):  # a tracker on a full disk, which was told when it began
+        accelerator.end_training()
+    accelerator.free_memory()  # it, the trainer and the model refer to one another
+    AcceleratorState._reset_state(reset_partial_state=True)  # the next run may have another device or precision
+    GradientState._reset_state()
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -154,7 +159,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         raise UserError("optim.mixed_precision = fp16 needs a GPU, and the device is the CPU; write bf16 or no")
     allow_tf32(False)  # the objective switches it on where it is wanted
     try:
-        if os.environ.get("WORLD_SIZE", "1") != "1" and not os.environ.get("RANK"):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not os.environ.get("RANK"):
             raise ValueError("RANK is missing")  # else this process would wait for the others for hours
         return Accelerator(
             cpu=on_cpu,

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ...utils.config.parsing import to_plain_dict
 from ...utils.errors import UserError, discard, first_line
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 from ..config.run import RunConfig
 from .run_folder import RunFolder
 

@@ -109,11 +109,19 @@ class Objective(nn.Module):
         """
         noisy = self.diffusion.add_noise(batch.latents, batch.noise, batch.timesteps)
         with torch.autocast(noisy.device.type, enabled=False):
+            allow_tf32(False)
             vectors = self.method.vectors(batch.timesteps, generator=batch.generators)
             if self.allow_tf32:
                 allow_tf32(True)  # until the gradients arrive back at the method
-                vectors.words.register_hook(lambda _: allow_tf32(False))
-            conditioning = condition(self.backbone.text, batch.tokens, {SLOT: vectors}, self.backbone.frame)
+                if vectors.words.requires_grad:
+                    vectors.words.register_hook(lambda _: allow_tf32(False))
+            conditioning = condition(
+                self.backbone.text,
+                batch.tokens,
+                {SLOT: vectors},
+                self.backbone.frame,
+                image_size=self._image_size(noisy),
+            )
             if self.training:
                 self.method.observe(conditioning)
             predicted = self.denoiser(noisy, batch.timesteps, conditioning)
@@ -128,8 +136,12 @@ class Objective(nn.Module):
     @torch.no_grad()
     def _frozen(self, noisy: Tensor, timesteps: Tensor, prompts: Sequence[str]) -> Tensor:
         """What the frozen model predicts for prompts without a concept, [B, C, h, w]."""
-        conditioning = plain_condition(self.backbone.text, prompts, self.backbone.frame)
+        conditioning = plain_condition(self.backbone.text, prompts, self.backbone.frame, self._image_size(noisy))
         return self.frozen(noisy, timesteps, conditioning)
+
+    def _image_size(self, latents: Tensor) -> tuple[int, int]:
+        factor = self.backbone.vae_scale_factor
+        return latents.shape[-2] * factor, latents.shape[-1] * factor
 
     def _target(self, batch: Batch) -> Tensor:
         if self.target == "epsilon":

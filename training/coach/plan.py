@@ -21,6 +21,7 @@ from ...models.conditioning.prompts import SLOT, Prompt
 from ...models.conditioning.tokens import check_placeholder, tokenize
 from ...models.methods import METHODS, Method, Start
 from ...utils.errors import UserError
+from ..config.options import MaskSource, OutsideMask
 from ..config.run import METHOD_GROUPS, ConceptDtype, MixedPrecision, ModelConfig, RunConfig
 from ..data.dataset import ConceptDataset
 
@@ -153,6 +154,7 @@ def method_config(model: ModelConfig) -> Any:
         "target_norm": model.target_norm,
         "use_time": model.use_time,
         "use_layer": model.use_layer,
+        "num_vectors": model.num_vectors,
     }
     config_class = METHODS[model.method].config_class
     return config_class(**{f.name: settings[f.name] for f in fields(config_class) if f.name in settings})
@@ -211,6 +213,7 @@ def describe(config: RunConfig, setup: Setup, plan: RunPlan) -> str:
         "run": f"{log.run_dir}, seed {plan.seed}",
         "model": f"{setup.backbone.name}, {len(plan.layers)} cross-attention layers: {' '.join(plan.layers)}",
         "images": f"{len(setup.dataset)} in {data.train_data_dir}, {data.resolution} px ({data.effective_square_mode})",
+        "masks": data.masks.value,
         "texts": f"{own_captions} images with captions; {len(setup.dataset.texts)} different texts in all",
         "concept": f"{data.placeholder_token}, a kind of {data.super_category_token}, norm {plan.target_norm:.4f}",
         "method": f"{config.model.method}, {plan.trained_parameters:,} trained parameters; "
@@ -223,6 +226,9 @@ def describe(config: RunConfig, setup: Setup, plan: RunPlan) -> str:
         "saves": f"every {log.save_steps} steps",
         "grids": grids,
     }
+    if data.masks is not MaskSource.none:
+        lines["masks"] += f", weight {data.effective_mask_weight:g} outside them"
+        lines["masks"] += ", where the frozen model is the target" * (data.outside_mask is OutsideMask.frozen)
     if config.dry_run:  # counting takes longer than the first steps on a small model
         lines["memory"] = f"{_memory(config, setup, plan)} (estimate for one training step on each device)"
     notes = [f"note: {note}" for note in setup.dataset.notes]

@@ -28,10 +28,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ...utils.errors import UserError
-from ...utils.image_files import write_json
+from ...utils.files import write_json
 
 _OWN = re.compile(
-    r"config\.yaml|derived\.json|metrics\.jsonl|concept-steps-\d+\.safetensors|checkpoints/step-\d+\.pt|"
+    r"config\.yaml|derived\.json|metrics\.jsonl|(concept|encoder)-steps-\d+\.safetensors|checkpoints/step-\d+\.pt|"
     r"validation/step-\d+(-truncation-\d+)?\.png"
 )
 _EVENTS = re.compile(r"(?!/|.*\.\./).*events\.out\.tfevents\.[^/]+")  # TensorBoard's files

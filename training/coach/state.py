@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...utils.config.parsing import to_plain_dict
 from ...utils.errors import UserError
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 from ..config.run import DataConfig, LogConfig, RunConfig
 from .run_folder import RunFolder
 

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ...models.backbone.loading import BUNDLED
 from ...models.concepts.concept import Concept
 from ...models.generation.sampling import NaNImageError
 from ...utils.config.parsing import to_plain_dict
 from ...utils.errors import UserError, first_line
-from ...utils.image_files import write_png
+from ...utils.images.png import write_png
 from ..config.run import ConceptDtype, RunConfig
 from ..data.batches import Batches
 from ..data.latents import LatentCache
@@ -92,8 +91,10 @@ class Trainer:
         """
         last_step = self.config.optim.max_train_steps
         self.metrics = MetricsLog(self.run, self.config, self.accelerator, self.watcher.note, self.step)
-        if self.is_saved and self.accelerator.is_main_process and not self.run.concept(self.step).exists():
-            self._save_concept()  # a call was killed between the two files
+        if self.is_saved and self.accelerator.is_main_process:  # by a call that may have been killed within `_save`
+            if not self.run.concept(self.step).exists():
+                self._save_concept()
+            self.run.rotate_states(self.config.log.checkpoints_total_limit)
         self.watcher.started(self.step, last_step)
         with GracefulStop(self.watcher.wants_stop) as stop:
             stopped_by = self._show_if_due(stop)
@@ -166,10 +167,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _save_concept(self) -> None:
-        data, base_model = self.config.data, _shared_name(self.setup.backbone.name)
-        settings = to_plain_dict(self.config, names_only=True)
-        settings["model"]["pretrained_model_name_or_path"] = base_model
-        metadata = {"base_model": base_model, "step": self.step, "training_config": settings}
+        data, settings = self.config.data, to_plain_dict(self.config)
+        metadata = {"base_model": self.setup.backbone.name, "step": self.step, "training_config": settings}
         dtype = torch.float16 if self.config.log.concept_dtype is ConceptDtype.fp16 else torch.float32
         concept = Concept(self.setup.method, data.placeholder_token, data.super_category_token, metadata)
         concept.save(self.run.concept(self.step), dtype)
@@ -245,9 +244,3 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return number
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
-
-
-def _shared_name(model: str) -> str:
-    """The model's name for a file that will be shared: of one on this disk, where it lies is nobody's business."""
-    path = Path(model).expanduser()
-    return f"./{path.resolve().name}" if model not in BUNDLED and path.exists() else model

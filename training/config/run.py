@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Optional
 
-from ...models.conditioning.prompts import SLOT, VALIDATION_PROMPTS
+from ...models.conditioning.prompts import SLOT, VALIDATION_PROMPTS, placeholder_problem
 from ...models.methods.perfusion.config import PerfusionOptions
 from ...utils.config.parsing import Config
 from ...utils.config.values import name_or_path, setting
@@ -38,7 +38,7 @@ from .options import (
 LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 STEPS: dict[str, Any] = {"at_most": 10**9, "why": "more would take years"}
 MAX_SAMPLES = 1_000_000  # of one optimizer step
-COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method")
+COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method", "num_vectors")
 METHOD_GROUPS = ("perfusion",)  # methods whose keys are a group of their name; the other keys are neti's
 
 
@@ -118,7 +118,7 @@ class DataConfig(Config):
     resolution: int = setting(512, at_least=8, at_most=8192, why="a step at that size fills every GPU")
     # The same as square_mode: crop
     center_crop: bool = False
-    # How an image becomes a square: stretch, crop its centre, or pad with white
+    # How an image becomes a square: stretch, crop its centre, or pad with white; or bucket: it keeps about its shape
     square_mode: SquareMode = SquareMode.stretch
     # single: super_category_token must be one token; mean: the mean over its tokens is taken
     super_category_rule: SuperCategoryRule = SuperCategoryRule.single
@@ -149,17 +149,16 @@ class DataConfig(Config):
 
     def problems(self) -> list[str]:
         lines = []
-        if not self.placeholder_token or SLOT in self.placeholder_token or len(self.placeholder_token.split()) != 1:
-            lines.append(
-                f"data.placeholder_token = {self.placeholder_token!r} must be one word, "
-                f"without spaces or {SLOT}, such as <toy>"
-            )
+        if problem := placeholder_problem(self.placeholder_token):
+            lines.append(f"data.placeholder_token = {shown(self.placeholder_token)} {problem}")
         if not self.super_category_token.strip():
             lines.append("data.super_category_token is empty; give a word such as toy, cat or painting")
         if self.templates is Templates.short and self.learnable_property is LearnableProperty.style:
             lines.append("data.templates = short: there are none for styles; leave it out")
-        if self.center_crop and self.square_mode is SquareMode.pad:
-            lines.append("data.center_crop = true contradicts data.square_mode = pad; leave one of them out")
+        if self.center_crop and self.square_mode in (SquareMode.pad, SquareMode.bucket):
+            lines.append(
+                f"data.center_crop = true contradicts data.square_mode = {self.square_mode}; leave one of them out"
+            )
         if self.caption_prefix and SLOT not in self.caption_prefix.replace(self.placeholder_token or SLOT, SLOT):
             lines.append(
                 f"data.caption_prefix = {self.caption_prefix!r} has no {SLOT}; write it where the concept belongs"
@@ -233,6 +232,8 @@ class ModelConfig(Config):
     use_time: bool = True
     # Let the concept depend on the U-Net's layer; false is the ablation "time only"
     use_layer: bool = True
+    # Vectors of the concept, each a token of the prompt: textual_inversion and xti
+    num_vectors: int = setting(1, at_least=1, at_most=75, why="a prompt has no room for more")
     # What method perfusion has to set
     perfusion: PerfusionOptions = field(default_factory=PerfusionOptions)
 
@@ -240,6 +241,11 @@ class ModelConfig(Config):
         lines = []
         if not (self.use_time or self.use_layer):
             lines.append("model.use_time and model.use_layer are both false; write model.method: textual_inversion")
+        if self.num_vectors > 1 and self.method not in (MethodName.textual_inversion, MethodName.xti):
+            lines.append(
+                f"model.method = {self.method} has no model.num_vectors; leave it out, or write model.method: "
+                "textual_inversion or xti"
+            )
         defaults = ModelConfig()
         names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
         changed = [name for name in names if getattr(self, name) != getattr(defaults, name)]

@@ -56,9 +56,10 @@ class Batches:
     def get(self, step: int, micro_step: int) -> Batch:
         """This process's micro-batch, drawn on the CPU so that it is the same for every device."""
         numbers = self.samples(step, micro_step)
-        shown = [self.dataset.sample(number) for number in numbers]
+        group = self.batch_size * self.accumulation * self.processes
+        shown = [self.dataset.sample(number, self.latents.buckets, group) for number in numbers]
         generators = [sample_generator(self.dataset.seed, number) for number in numbers]
-        shape = self.latents.latent_shape
+        shape = self.latents.shape(shown[0].image_id)
         timesteps = torch.cat([torch.randint(self.num_timesteps, (1,), generator=g) for g in generators])
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         posterior_noise = torch.stack([torch.randn(shape, generator=g) for g in generators])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ...models.conditioning.prompts import SLOT, Prompt
-from ...utils.errors import UserError
+from ...utils.errors import UserError, shown
+from ...utils.files import MAX_JSON, parse_json_object, read_text
 from ..config.run import DataConfig
 
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -35,7 +35,7 @@ def read_captions(photos: Sequence[Path], config: DataConfig) -> Captions:
     files = {folder / TABLE} if table else set()
     for photo in photos:
         beside = [path for path in map(photo.with_suffix, CAPTION_SUFFIXES) if path.is_file() and path != photo]
-        found = {path.name: " ".join(_read_text(path).split()) for path in beside}
+        found = {path.name: " ".join(read_text(path, "caption").split()) for path in beside}
         if photo.name in table:
             found[TABLE] = table[photo.name]
         if len(set(found.values())) > 1:
@@ -57,20 +57,10 @@ def _with_concept(source: str, text: str, folder: Path, config: DataConfig) -> s
         return prompt.text
     if config.caption_prefix:
         return Prompt.parse(config.caption_prefix + text, config.placeholder_token).text.strip(" ,")
-    shown = text if len(text) <= 80 else f"{text[:80]}..."
     raise UserError(
-        f"the caption {folder / source} ({shown!r}) has no {SLOT}; write {SLOT} where the concept belongs, or set "
+        f"the caption {folder / source} ({shown(text)}) has no {SLOT}; write {SLOT} where the concept belongs, or set "
         f'data.caption_prefix, such as "a photo of {SLOT}, ", which is put in front of every such caption'
     )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"the caption {path} is not UTF-8 text; save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"the caption {path} cannot be read: {error.strerror}") from None
 
 
 def _read_table(path: Path, names: set[str]) -> tuple[dict[str, str], list[str]]:
@@ -78,14 +68,15 @@ def _read_table(path: Path, names: set[str]) -> tuple[dict[str, str], list[str]]
     if not path.is_file():
         return {}, []
     captions: dict[str, str] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "table of captions", MAX_JSON).splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json_object(line)
             name, text = row["file_name"], " ".join(row["text"].split())
-            name.encode(), text.encode()  # JSON can spell half characters, which no file name and no tokenizer knows
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            if not isinstance(name, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f'{path}, line {number} is not of the form {{"file_name": "photo.png", "text": "a photo of {SLOT}"}}'
             ) from None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,16 +14,18 @@ from torch import Tensor
 
 from ...models.conditioning.prompts import OBJECT_TEMPLATES, SHORT_TEMPLATES, STYLE_TEMPLATES
 from ...utils.errors import UserError
-from ...utils.images import SquareMode, read_image, to_square
+from ...utils.hashing import file_hash, sha256
+from ...utils.images import MAX_RATIO, SquareMode, read_image, to_square
 from ..config.options import LearnableProperty, MaskSource, Templates
 from ..config.run import DataConfig
 from .captions import read_captions
 from .masks import find_masks, read_mask, transparency_mask
+from .order import image_of
 from .photos import find_images
 
 EXTREME_RATIO = 2.0  # of a photo's sides, from which on a note says what becomes of it
 MAX_NAMED = 5  # files that one note names
-_ORDER, _DRAW = 0, 1  # separate streams of randomness for the order of the images and for what a sample draws
+_DRAW = 1  # the stream of randomness for what a sample draws; `order` has others
 
 
 class Sample(NamedTuple):
@@ -71,11 +72,6 @@ class ConceptDataset:
         return len(self.paths)
 
     @property
-    def epoch_length(self) -> int:
-        """Samples per epoch; within one, every image is shown `repeats` times in shuffled order."""
-        return len(self.paths) * self.config.repeats
-
-    @property
     def texts(self) -> list[str]:
         """Every text that a sample may carry, once each, with `{}` for the concept."""
         texts = [caption for caption in self.captions if caption is not None]
@@ -83,93 +79,87 @@ class ConceptDataset:
             texts += self.templates
         return list(dict.fromkeys(texts))
 
-    def sample(self, index: int) -> Sample:
-        """Sample number `index`: an image, a toss for mirroring, and the image's caption or a random template."""
-        epoch, position = divmod(index, self.epoch_length)
-        order = _shuffled(self.seed, epoch, self.epoch_length)
-        image_id = int(order[position]) % len(self.paths)
+    def sample(self, index: int, buckets: Sequence[int] | None = None, group: int = 1) -> Sample:
+        """Sample number `index`: an image, a toss for mirroring, and the image's caption or a random template.
+
+        buckets, group: which images fit into one batch, and samples per step, see `order.image_of`; None: all fit.
+        """
+        image_id = image_of(index, self.seed, self.config.repeats, buckets or [0] * len(self), group)
         draw = np.random.default_rng((self.seed, _DRAW, index))
         flipped = bool(draw.random() < self.config.flip_probability)
         template = self.templates[int(draw.integers(len(self.templates)))]
         text = self.captions[image_id] or template
         return Sample(image_id, flipped, text)
 
-    def read(self, image_ids: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """The square images [B,3,S,S] in -1..1 and their masks [B,1,S,S] in 0..1 (None without), not mirrored.
+    def read(self, image_id: int) -> tuple[Tensor, Tensor | None]:
+        """An image [3,H,W] in -1..1 and its mask [1,H,W] in 0..1 (None without), not mirrored, at the training's size.
 
-        UserError lists every image that cannot be read.
+        UserError if it cannot be read.
         """
-        photos = self._read(image_ids)
-        images = torch.stack([_to_tensor(photo.image) / 127.5 - 1.0 for photo in photos])
-        masks = [_to_tensor(photo.mask) / 255 for photo in photos if photo.mask is not None]
-        return images, torch.stack(masks) if masks else None
+        photo = self._photo(image_id)
+        return _to_tensor(photo.image) / 127.5 - 1.0, None if photo.mask is None else _to_tensor(photo.mask) / 255
 
-    def check_images(self, chunk: int = 16) -> None:
+    def check_images(self) -> None:
         """Open every image and mask; one UserError names all that cannot be used, a line each."""
+        with ThreadPoolExecutor(max(self.config.dataloader_num_workers, 1)) as pool:
+            results = list(pool.map(self._check, range(len(self))))
+        remarks = []
         problems = []
-        remarks: list[tuple[str, str]] = []
-        for start in range(0, len(self), chunk):
-            image_ids = range(start, min(start + chunk, len(self)))
-            try:
-                for image_id, photo in zip(image_ids, self._read(image_ids), strict=True):
-                    remarks += [(self.paths[image_id].name, remark) for remark in photo.remarks]
-            except UserError as error:
-                problems.append(str(error))
+        for path, result in zip(self.paths, results, strict=True):
+            if isinstance(result, UserError):
+                problems.append(str(result))
+            else:
+                remarks += [(path.name, remark) for remark in result]
         if problems:
             raise UserError("\n".join(problems))
         self.notes += _by_words(remarks)
 
     def fingerprint(self) -> str:
         """A hash of what is learned from, wherever the folder lies: the bytes of images and masks, and the captions."""
-        digest = hashlib.sha256()
         try:
-            for path, caption in zip(self.paths, self.captions, strict=True):
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-                digest.update(repr(caption).encode())
-            for path in self.mask_paths:
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+            images, masks = ([_content(path) for path in paths] for paths in (self.paths, self.mask_paths))
         except OSError as error:
             raise UserError(f"the image {error.filename} cannot be read: {error.strerror}") from None
-        return digest.hexdigest()[:16]
+        pairs = zip(images, self.captions, strict=True)
+        return sha256([*(part for image, text in pairs for part in (image, repr(text).encode())), *masks])[:16]
 
-    def _read(self, image_ids: Sequence[int]) -> list[_Photo]:
-        if self.config.dataloader_num_workers == 0:
-            results = [self._read_one(image_id) for image_id in image_ids]
-        else:
-            with ThreadPoolExecutor(self.config.dataloader_num_workers) as pool:
-                results = list(pool.map(self._read_one, image_ids))
-        if problems := [str(result) for result in results if isinstance(result, UserError)]:
-            raise UserError("\n".join(problems))
-        return [result for result in results if isinstance(result, _Photo)]
-
-    def _read_one(self, image_id: int) -> _Photo | UserError:
-        path, size, mode = self.paths[image_id], self.config.resolution, self.config.effective_square_mode
+    def _check(self, image_id: int) -> list[str] | UserError:
         try:
-            image, remarks = read_image(path)
-            mask = None
-            if self.config.masks is MaskSource.folder:
-                mask = read_mask(self.mask_paths[image_id], path, image.size)
-            elif self.config.masks is MaskSource.alpha:
-                mask = transparency_mask(path)
-            if mask is not None:
-                mask = to_square(mask, size, mode, padding=0)
-                if mask.getextrema()[1] == 0:
-                    raise UserError(f"the mask of {path} is empty: it is 0 everywhere; make it anew, or take both out")
-            return _Photo(to_square(image, size, mode), mask, [*remarks, *_shape_remarks(image.size, mode)])
+            return self._photo(image_id).remarks
         except UserError as error:
             return error
+
+    def _photo(self, image_id: int) -> _Photo:
+        path, size, mode = self.paths[image_id], self.config.resolution, self.config.effective_square_mode
+        image, remarks = read_image(path)
+        mask = None
+        if self.config.masks is MaskSource.folder:
+            mask = read_mask(self.mask_paths[image_id], path, image.size)
+        elif self.config.masks is MaskSource.alpha:
+            mask = transparency_mask(path)
+        if mask is not None:
+            mask = to_square(mask, size, mode, padding=0)
+            if mask.getextrema()[1] == 0:
+                raise UserError(f"the mask of {path} is empty: it is 0 everywhere; make it anew, or take both out")
+        return _Photo(to_square(image, size, mode), mask, [*remarks, *_shape_remarks(image.size, mode)])
 
 
 def _shape_remarks(size: tuple[int, int], mode: SquareMode) -> list[str]:
     ratio = max(size) / min(size)
-    if ratio < EXTREME_RATIO:
+    if ratio < EXTREME_RATIO or (mode is SquareMode.bucket and ratio <= MAX_RATIO):
         return []
     becomes = {
-        SquareMode.stretch: "stretch squashes it to a square; crop or pad would not",
+        SquareMode.stretch: "stretch squashes it to a square; bucket, crop or pad would not",
         SquareMode.crop: f"crop keeps the middle {1 / ratio:.0%} of it",
         SquareMode.pad: f"pad leaves {1 - 1 / ratio:.0%} of the square white",
+        SquareMode.bucket: f"bucket keeps the middle {MAX_RATIO / ratio:.0%} of it",
     }
     return [f"its sides are {ratio:.1f} : 1, and data.square_mode = {becomes[mode]}"]
+
+
+def _content(path: Path) -> bytes:
+    """The SHA-256 of a file's bytes. OSError if it cannot be read."""
+    return bytes.fromhex(file_hash(path).removeprefix("sha256:"))
 
 
 def _by_words(facts: list[tuple[str, str]]) -> list[str]:
@@ -181,11 +171,6 @@ def _by_words(facts: list[tuple[str, str]]) -> list[str]:
         f"{', '.join(files[:MAX_NAMED])}{f' and {len(files) - MAX_NAMED} more' * (len(files) > MAX_NAMED)}: {words}"
         for words, files in names.items()
     ]
-
-
-@functools.lru_cache(maxsize=2)
-def _shuffled(seed: int, epoch: int, length: int) -> np.ndarray:
-    return np.random.default_rng((seed, _ORDER, epoch)).permutation(length)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

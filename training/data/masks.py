@@ -37,29 +37,44 @@ def find_masks(photos: Sequence[Path], config: DataConfig) -> list[Path]:
     """
     if config.masks is not MaskSource.folder:
         return []
-    folder = config.masks_dir or config.train_data_dir
-    try:
-        entries = sorted(entry for entry in folder.iterdir() if entry.is_file() and entry not in photos)
-    except OSError as error:
-        raise UserError(f"data.masks_dir: the folder {folder} cannot be read: {error.strerror}") from None
+    folder, beside = config.masks_dir or config.train_data_dir, config.masks_dir is None
     masks, problems = [], []
     for photo in photos:
-        names = [photo.stem + TRAINER_ENDING, photo.stem + MATTING_ENDING]
-        if config.masks_dir is not None:
-            names.append(photo.stem)
-        fitting = [entry for entry in entries if entry.stem in names]
+        fitting = masks_of(photo, folder, beside=beside)
         if len(fitting) == 1:
             masks += fitting
         elif fitting:
             problems.append(f"{photo} has several masks: {', '.join(mask.name for mask in fitting)}; keep one")
         else:
+            names = " or ".join(f"{stem}.png" for stem in _stems(photo, beside=beside))
             problems.append(
-                f"{photo} has no mask {' or '.join(f'{name}.png' for name in names)} in {folder}; "
-                "scripts/make_masks.py makes them, data.masks = none trains without"
+                f"{photo} has no mask {names} in {folder}; scripts/make_masks.py makes them, data.masks = none trains "
+                "without"
             )
     if problems:
         raise UserError("\n".join(problems))
     return masks
+
+
+def masks_of(photo: Path, folder: Path, *, beside: bool) -> list[Path]:
+    """The files of a folder that are named as this photo's masks; `beside` it, none has the photo's own name."""
+    stems = _stems(photo, beside=beside)
+    try:
+        return sorted(path for path in folder.iterdir() if path.stem in stems and path != photo and path.is_file())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"the folder of masks {folder} cannot be read: {error.strerror}") from None
+
+
+def mask_file(photo: Path, folder: Path, *, beside: bool) -> Path:
+    """Where a mask is written that is made for this photo."""
+    return folder / f"{photo.stem}{TRAINER_ENDING if beside else ''}.png"
+
+
+def _stems(photo: Path, *, beside: bool) -> list[str]:
+    stems = [photo.stem + TRAINER_ENDING, photo.stem + MATTING_ENDING]
+    return stems if beside else [*stems, photo.stem]
 
 
 def read_mask(path: Path, photo: Path, size: tuple[int, int]) -> Image.Image:

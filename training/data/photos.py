@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from ...utils.errors import UserError
-from ...utils.image_formats import foreign_format, is_lfs_pointer, open_image
+from ...utils.images.formats import foreign_format, is_lfs_pointer, open_image
 from .masks import is_mask
 
 IMAGE_SUFFIXES = {

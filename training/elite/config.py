@@ -34,6 +34,8 @@ class LogConfig(Config):
     save_steps: int = setting(200, at_least=1)
     # tensorboard, wandb, comet_ml, all or none; metrics.jsonl is written in any case
     report_to: Tracker = Tracker.none
+    # Project under which wandb and comet_ml list the run
+    project: str = "neti"
     # Keep only this many resumable states, the newest ones
     checkpoints_total_limit: int = setting(2, at_least=1)
 
@@ -58,7 +60,7 @@ class ModelConfig(Config):
     revision: Optional[str] = None
     # The CLIP vision tower: Hugging Face name or local folder
     vision: str = "openai/clip-vit-large-patch14"
-    # Folder of the encoder that the first stage trained (it names its own vision tower); stage local needs it
+    # The encoder that the first stage trained (which brings its vision tower), or official files; for stage local
     encoder: Optional[Path] = None
 
 
@@ -159,7 +161,7 @@ class EncoderConfig(Config):
     def problems(self) -> list[str]:
         lines = []
         if self.stage is LOCAL and self.model.encoder is None:
-            lines.append("model.encoder is needed by stage local: the folder that stage global wrote")
+            lines.append("model.encoder is needed by stage local: the file that stage global wrote")
         if self.stage is GLOBAL and self.model.encoder is not None:
             lines.append("model.encoder belongs to stage local; stage global begins anew")
         if self.stage is LOCAL and self.optim.vision_lr:

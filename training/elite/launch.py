@@ -1,13 +1,14 @@
-"""One call from a configuration to a trained stage of an encoder: check, plan, print, train."""
+"""One call from a configuration to a trained stage of an encoder: check, plan, tell, train."""
 
 from __future__ import annotations
 
 import shlex
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -20,8 +21,10 @@ from ...models.methods.elite.files import load_encoder
 from ...models.methods.elite.mappers import GlobalMapper, LocalMapper
 from ...models.methods.elite.vision import load_vision
 from ...utils.config.parsing import save_yaml, to_plain_dict
-from ..coach.launch import make_accelerator
-from ..coach.setup import DTYPES
+from ...utils.errors import UserError
+from ..coach.launch import make_accelerator, one_for_all, release
+from ..coach.logs import Console, Watcher
+from ..coach.plan import DTYPES
 from ..coach.state import check_unchanged, state_to_resume
 from ..config.run import RunConfig
 from ..miniature.world.world import World
@@ -41,79 +44,101 @@ def launch(config: EncoderConfig) -> int:
     Raises UserError, whatever can be checked beforehand before anything is written.
     """
     accelerator = make_accelerator(cast(RunConfig, config))  # which has the same keys for it
-    try:
-        return _launch(config, accelerator)
-    finally:
-        accelerator.end_training()
-
-
-def _launch(config: EncoderConfig, accelerator: Accelerator) -> int:
-    optim = config.optim
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    lasting = replace(config, resume=None, overwrite=False, dry_run=False)
+    watcher = Console() if accelerator.is_main_process else Watcher()
+    try:
+        return _launch(config, accelerator, watcher)
+    finally:
+        watcher.stopped()
+        release(accelerator)
+
+
+def _launch(config: EncoderConfig, accelerator: Accelerator, watcher: Watcher) -> int:
     run = EncoderRun(config.log.run_dir, config.log.tracker_dir)
-    state = state_to_resume(config.resume, config.overwrite, run)
+    lasting = replace(config, resume=None, overwrite=False, dry_run=False)
+    settings = plain_settings(lasting)
     facts = {"the number of processes": accelerator.num_processes}
-    if state is not None:
-        check_unchanged(state, to_plain_dict(lasting), facts)
-    backbone = Backbone.from_pretrained(
-        config.model.pretrained_model_name_or_path,
-        revision=config.model.revision,
-        dtype=DTYPES[optim.mixed_precision],
-        device=accelerator.device,
-    )
-    encoder = make_encoder(config, backbone)
-    samples = make_samples(config, encoder)
-    if config.stage is GLOBAL:
-        start_words(encoder, samples, backbone)
-    if accelerator.is_main_process:
-        print(describe(config, backbone, encoder), flush=True)
+    with one_for_all(accelerator):
+        if accelerator.is_main_process:
+            run.check_places()
+            run.check_free()
+        found = run.derived_text()
+        state = state_to_resume(config.resume, config.overwrite, run)
+        if state is not None:
+            check_unchanged(state, settings, facts)
+        backbone = Backbone.from_pretrained(
+            config.model.pretrained_model_name_or_path,
+            revision=config.model.revision,
+            dtype=DTYPES[config.optim.mixed_precision],
+            device=accelerator.device,
+        )
+        encoder = make_encoder(config, backbone)
+        samples = make_samples(config, encoder)
+        start_words(encoder, samples, backbone, config)
+    watcher.note(describe(config, backbone, encoder, accelerator.num_processes))
     if config.dry_run:
+        watcher.note("dry run: all checks passed, nothing was written")
         return 0
+
     for part in (encoder.vision, encoder.of_words, encoder.of_patches):
         if part is not None:
             part.to(accelerator.device)
-    trainer = EncoderTrainer(lasting, backbone, encoder, samples, accelerator, run, facts, state)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if config.overwrite:
-            run.clear()
-        run.path.mkdir(parents=True, exist_ok=True)
-        save_yaml(lasting, run.config)
-    number = trainer.train()
+    trainer = EncoderTrainer(lasting, backbone, encoder, samples, accelerator, run, settings, facts, state, watcher)
+    with ExitStack() as held:
+        with one_for_all(accelerator):
+            if accelerator.is_main_process:
+                held.enter_context(run.lock())
+                if run.derived_text() != found:
+                    raise UserError(f"another process has trained into {run.path} meanwhile; give the command again")
+                run.begin({"run_folder": str(run.path)}, overwrite=config.overwrite)
+                save_yaml(lasting, run.config)
+        number = trainer.train()
+    if trainer.skipped:
+        watcher.note(
+            f"{trainer.skipped} times an object was skipped: a file that cannot be read, or a size out of range"
+        )
     if number is None:
-        print(f"done: {run.encoder(trainer.step)}")
+        watcher.note(f"done: {run.concept(trainer.step)}")
         return 0
     command = shlex.join(["python", sys.argv[0], "--config_path", str(run.config), "--resume", "latest"])
-    print(f"stopped by {signal.Signals(number).name} after step {trainer.step}, all saved; go on with\n    {command}")
+    name = signal.Signals(number).name
+    watcher.note(f"stopped by {name} after step {trainer.step}, all saved; go on with\n    {command}")
     return 128 + number
+
+
+def plain_settings(config: EncoderConfig) -> dict[str, Any]:
+    """The settings that a resumed run must have too."""
+    settings = to_plain_dict(config)
+    del settings["data"]["workers"]
+    return settings
 
 
 def make_encoder(config: EncoderConfig, backbone: Backbone) -> Encoder:
     """The encoder as the stage begins: a new global mapper, or a finished one with a new local mapper."""
-    layers, text_width = backbone.frame.layers, backbone.frame.text_width
+    frame = backbone.frame
     torch.manual_seed(config.optim.seed)
     if config.stage is GLOBAL:
         vision = load_vision(config.model.vision)
-        of_hub = not Path(config.model.vision).is_dir() and not config.optim.vision_lr  # else it is stored beside them
-        tower = config.model.vision if of_hub else ""
-        encoder = Encoder(vision, GlobalMapper(layers, vision.width, text_width), tower=tower)
-        encoder.of_words.copy_from(backbone.unet, layers)
+        is_of_hub = not Path(config.model.vision).is_dir() and not config.optim.vision_lr  # else it is stored too
+        tower = config.model.vision if is_of_hub else ""
+        encoder = Encoder(vision, GlobalMapper(frame.layers, vision.width, frame.text_width), tower=tower)
+        encoder.of_words.copy_from(backbone.unet, frame.layers)
         return encoder
     assert config.model.encoder is not None
-    encoder = load_encoder(config.model.encoder, backbone.frame, config.model.vision)
-    encoder.of_patches = LocalMapper(layers, encoder.vision.width, text_width)
-    encoder.of_patches.copy_from(backbone.unet, layers)
+    encoder = load_encoder(config.model.encoder, frame, config.model.vision)
+    encoder.of_patches = LocalMapper(frame.layers, encoder.vision.width, frame.text_width)
+    encoder.of_patches.copy_from(backbone.unet, frame.layers)
     return encoder
 
 
-def start_words(encoder: Encoder, samples: Samples, backbone: Backbone) -> None:
-    """Give the new words the length of those that the text encoder knows."""
-    pictures = torch.stack([samples[number].image for number in range(SCALING_SAMPLES)])
-    known = backbone.text_encoder.embeddings.token_embedding.weight
-    norm = torch.linalg.vector_norm(known.float(), dim=-1).mean().item()
-    encoder.of_words.scale_words(encoder.vision(pictures), norm)
+def start_words(encoder: Encoder, samples: Samples, backbone: Backbone, config: EncoderConfig) -> None:
+    """Give a new global mapper's words the length of those that the text encoder knows."""
+    if config.stage is GLOBAL:
+        pictures = torch.stack([samples[number].image for number in range(SCALING_SAMPLES)])
+        known = backbone.text_encoder.embeddings.token_embedding.weight
+        norm = torch.linalg.vector_norm(known.float(), dim=-1).mean().item()
+        encoder.of_words.scale_words(encoder.vision(pictures), norm)
 
 
 def make_samples(config: EncoderConfig, encoder: Encoder) -> Samples:
@@ -127,19 +152,22 @@ def make_samples(config: EncoderConfig, encoder: Encoder) -> Samples:
     )
 
 
-def describe(config: EncoderConfig, backbone: Backbone, encoder: Encoder) -> str:
+def describe(config: EncoderConfig, backbone: Backbone, encoder: Encoder, processes: int) -> str:
     """The plan as the table that is printed before training."""
     mapper = encoder.of_words if config.stage is GLOBAL else encoder.of_patches
     assert mapper is not None
-    optim = config.optim
+    optim, vision = config.optim, encoder.vision
+    samples = optim.train_batch_size * optim.gradient_accumulation_steps * processes
     lines = {
         "run": f"{config.log.run_dir}, seed {optim.seed}",
         "stage": f"{config.stage}, {sum(p.numel() for p in mapper.parameters()):,} trained parameters",
-        "model": backbone.name,
-        "vision tower": f"layers {list(encoder.vision.layers)}, {encoder.vision.patches} patches",
+        "model": f"{backbone.name}, {len(backbone.frame.layers)} cross-attention layers",
+        "vision tower": f"{encoder.tower or 'its own'}, layers {list(vision.layers)}, {vision.patches} patches",
         "pictures": str(config.data.images or "the miniature's world"),
-        "steps": f"{optim.max_train_steps}, batch {optim.train_batch_size} x accumulation "
-        f"{optim.gradient_accumulation_steps}",
+        "steps": f"{optim.max_train_steps}, {samples} samples each: batch {optim.train_batch_size} x accumulation "
+        f"{optim.gradient_accumulation_steps} x processes {processes}",
         "learning rate": f"{optim.effective_lr:g}, {optim.lr_scheduler}",
+        "precision": f"{optim.mixed_precision} (what is trained always float32)",
+        "saves": f"every {config.log.save_steps} steps",
     }
     return "\n".join(f"{name:<14} {text}" for name, text in lines.items())

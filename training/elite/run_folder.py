@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from ..coach.run_folder import RunFolder
@@ -11,23 +10,13 @@ from ..coach.run_folder import RunFolder
 class EncoderRun(RunFolder):
     """The files of one run, by name."""
 
-    def encoder(self, step: int) -> Path:
-        """The folder of the encoder after `step` optimizer steps."""
-        return self.path / f"encoder-steps-{step}"
-
-    def concepts(self) -> list[Path]:
-        """The encoders that exist, in no particular order."""
-        return list(self.path.glob("encoder-steps-*"))
+    def concept(self, step: int) -> Path:
+        """The encoder after `step` optimizer steps."""
+        return self.path / f"encoder-steps-{step}.safetensors"
 
     def rotate_states(self, keep: int | None) -> None:
-        """Keep the newest training states and their encoders: one has as many bytes as a thousand concepts."""
+        """Keep the newest training states and their encoders: one of SD's has as many bytes as a hundred concepts."""
         super().rotate_states(keep)
-        kept = {self.encoder(int(path.stem.rpartition("-")[2])) for path in self.states()}
-        for folder in set(self.concepts()) - kept:
-            shutil.rmtree(folder)
-
-    def clear(self) -> None:
-        """Delete what a run writes, by name; anything else a user keeps in the folder stays."""
-        for folder in self.concepts():
-            shutil.rmtree(folder)
-        super().clear()
+        kept = {self.concept(int(path.stem.removeprefix("step-"))) for path in self.states()}
+        for path in set(self.concepts()) - kept:
+            path.unlink(missing_ok=True)

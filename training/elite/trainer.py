@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from ...models.backbone.backbone import Backbone
 from ...models.methods.elite.encoder import Encoder
 from ...models.methods.elite.files import save_encoder
-from ...utils.config.parsing import to_plain_dict
 from ...utils.errors import UserError
-from ..coach.logs import MetricsLog
-from ..coach.losses import Diverged, Losses
+from ..coach.logs import MetricsLog, Watcher
+from ..coach.optimizer import Diverged, Losses
 from ..coach.state import TrainingState
 from ..coach.stop import GracefulStop
+from ..config.run import RunConfig
 from ..data.batches import sample_generator
 from .config import EncoderConfig
 from .objective import EncoderObjective, Noised
@@ -43,7 +41,10 @@ class _Numbered(Dataset):
 
 
 class EncoderTrainer:
-    """Trains the mapper of one stage. `step` is always the number of optimizer steps done."""
+    """Trains the mapper of one stage. settings, facts: see `TrainingState`; state: where to go on from.
+
+    `step` is always the number of optimizer steps done.
+    """
 
     def __init__(
         self,
@@ -53,11 +54,14 @@ class EncoderTrainer:
         samples: Samples,
         accelerator: Accelerator,
         run: EncoderRun,
+        settings: dict[str, Any],
         facts: dict[str, Any],
         state: TrainingState | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self.config, self.backbone, self.encoder, self.samples = config, backbone, encoder, samples
-        self.accelerator, self.run, self.facts = accelerator, run, facts
+        self.accelerator, self.run, self.settings, self.facts = accelerator, run, settings, facts
+        self.watcher = watcher or Watcher()
         self.step = self.skipped = 0
         optim = config.optim
         objective = EncoderObjective(
@@ -88,22 +92,23 @@ class EncoderTrainer:
 
     def train(self) -> int | None:
         """Train to `optim.max_train_steps`. Returns None, or the number of the signal that stopped the run early."""
-        optim, log = self.config.optim, self.config.log
-        self.metrics = MetricsLog(self.run.metrics, self.accelerator, log.exp_name, self.step)
+        last_step, log = self.config.optim.max_train_steps, self.config.log
+        config = cast(RunConfig, self.config)  # which has the same keys for a log
+        self.metrics = MetricsLog(self.run, config, self.accelerator, self.watcher.note, self.step)
         batches = self._batches()
-        with GracefulStop() as stop, self._progress_bar() as self.bar:
-            while self.step < optim.max_train_steps:
+        stopped_by = 0
+        self.watcher.started(self.step, last_step)
+        with GracefulStop(self.watcher.wants_stop) as stop:
+            while self.step < last_step and not stopped_by:
                 self.take_step(batches)
-                self.bar.update()
-                if self.step % LOG_EVERY == 0:
-                    self._read_losses()
-                stopping = stop.received is not None
-                if self.step == optim.max_train_steps or stopping or self.step % log.save_steps == 0:
+                loss = self._read_losses() if self.step % LOG_EVERY == 0 else None
+                self.watcher.stepped(self.step, loss)
+                if self.step < last_step:
+                    stopped_by = self._agree_to_stop(stop)
+                if self.step == last_step or self.step % log.save_steps == 0 or stopped_by:
                     self._save()
-                if stopping:
-                    break
         self.metrics.close()
-        return stop.received if self.step < optim.max_train_steps else None
+        return stopped_by or None
 
     def take_step(self, batches: Iterator[Collated]) -> None:
         """One optimizer step; its loss waits to be read."""
@@ -157,7 +162,8 @@ class EncoderTrainer:
         moved = {name: getattr(batch, name).to(device) for name in ("valid", "image", "object", "mask")}
         return Noised(replace(batch, **moved), latents, normal(), timesteps.to(device))
 
-    def _read_losses(self) -> None:
+    def _read_losses(self) -> float | None:
+        """Record the losses since the last reading; gives their mean."""
         try:
             read = self.losses.read()
         except Diverged as error:
@@ -168,14 +174,16 @@ class EncoderTrainer:
             ) from error
         for step, loss, learning_rate in read:
             self.metrics.scalars(step, {"loss": loss, "learning_rate": learning_rate, "skipped": self.skipped})
-        if read:
-            self.bar.set_postfix(loss=f"{sum(loss for _, loss, _ in read) / len(read):.4f}", skipped=self.skipped)
+        return sum(loss for _, loss, _ in read) / len(read) if read else None
 
     def _save(self) -> None:
         """Write the encoder, then the state: where there is a state, its encoder is complete."""
         self._read_losses()
         if self.accelerator.is_main_process:
-            save_encoder(self.encoder, self.run.encoder(self.step), base_model=self.backbone.name)
+            encoder, state = self.run.concept(self.step), self.run.state(self.step)
+            self.metrics.sync()
+            self.run.expect(encoder, state)
+            save_encoder(self.encoder, encoder, base_model=self.backbone.name)
             scaler = self.accelerator.scaler
             TrainingState(
                 step=self.step,
@@ -184,11 +192,21 @@ class EncoderTrainer:
                 optimizer=self.optimizer.state_dict(),
                 schedule=self.schedule.state_dict(),
                 scaler=scaler.state_dict() if scaler is not None else None,
-                config=to_plain_dict(self.config),
+                config=self.settings,
                 facts=self.facts,
-            ).save(self.run.state(self.step))
+            ).save(state)
             self.run.rotate_states(self.config.log.checkpoints_total_limit)
+            self.watcher.saved(self.step, encoder)
         self.accelerator.wait_for_everyone()
+
+    def _agree_to_stop(self, stop: GracefulStop) -> int:
+        """0, or the number of the signal to stop for; several processes ask one another only when they meet anyway."""
+        number = (stop.received or 0) if stop.asked() else 0
+        if self.accelerator.num_processes == 1:
+            return number
+        if self.step % LOG_EVERY:
+            return 0
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 
     def _restore(self, state: TrainingState) -> None:
         self.trained.load_state_dict(state.method)
@@ -197,14 +215,3 @@ class EncoderTrainer:
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.step = state.step
-
-    def _progress_bar(self) -> tqdm:
-        seconds = 0.1 if sys.stderr.isatty() else 10.0
-        return tqdm(
-            desc=f"training {self.config.stage}",
-            initial=self.step,
-            total=self.config.optim.max_train_steps,
-            unit="step",
-            mininterval=seconds,
-            disable=not self.accelerator.is_local_main_process,
-        )

@@ -18,6 +18,7 @@ COLUMNS = {  # key -> what its entries read
     "runs": "method | concept | folder of generated images",
     "prompt_only": "concept | folder of images generated with the word alone",
     "references": "concept | folder of pictures of it that it was not trained on",
+    "masks": "concept | folder of the masks of its training images",
 }
 
 
@@ -39,7 +40,7 @@ class RunSource(NamedTuple):
 
 @dataclass(frozen=True)
 class MetricsConfig(Config):
-    """One call of `scripts/compute_metrics.py`. Entries of the first four keys are columns with | between them."""
+    """One call of `scripts/compute_metrics.py`. Entries of the first five keys are columns with | between them."""
 
     # The concepts, each "name | super-category word | folder of its training images"
     concepts: tuple[str, ...] = ()
@@ -50,6 +51,9 @@ class MetricsConfig(Config):
     prompt_only: tuple[str, ...] = ()
     # Image similarity to other pictures too, each "concept | folder of pictures of it that it was not trained on"
     references: tuple[str, ...] = ()
+    # Image similarity to what the masks leave of the training images too, each "concept | folder of their masks", named
+    # as for data.masks of a training; it may be the folder of the images
+    masks: tuple[str, ...] = ()
     # Where metrics.json, metrics.csv and metrics.png go; earlier ones are replaced
     output_dir: Path = Path("./outputs/metrics")
     # The metric model: a CLIP by Hugging Face name or local folder; "miniature-judge" is the one bundled here
@@ -93,7 +97,12 @@ class MetricsConfig(Config):
     @property
     def reference_folders(self) -> dict[str, Path]:
         """Concept -> the folder of its references."""
-        return {concept: Path(folder) for concept, folder in map(_columns, self.references)}
+        return folders_by_concept(self.references)
+
+    @property
+    def mask_folders(self) -> dict[str, Path]:
+        """Concept -> the folder of its masks."""
+        return folders_by_concept(self.masks)
 
     def problems(self) -> list[str]:
         lines = device_problems("device", self.device)
@@ -105,9 +114,10 @@ class MetricsConfig(Config):
         if lines:
             return lines
         lines += repeated_problems("concepts", [concept.name for concept in self.concept_sources])
-        lines += repeated_problems("references", [_columns(entry)[0] for entry in self.references])
+        for key in ("references", "masks"):
+            lines += repeated_problems(key, [_columns(entry)[0] for entry in getattr(self, key)])
         names = [concept.name for concept in self.concept_sources]
-        for key, place in (("runs", 1), ("prompt_only", 0), ("references", 0)):
+        for key, place in (("runs", 1), ("prompt_only", 0), ("references", 0), ("masks", 0)):
             for entry in map(_columns, getattr(self, key)):
                 if entry[place] not in names:
                     lines.append(f"{key}: {entry[place]!r} ({entry[-1]}) is not among concepts: {', '.join(names)}")
@@ -115,6 +125,11 @@ class MetricsConfig(Config):
             if run.method in (TRAINING_IMAGES, PROMPT_ONLY):
                 lines.append(f"runs: {run.method!r} is the name of an upper bound; call the method otherwise")
         return lines
+
+
+def folders_by_concept(entries: Iterable[str]) -> dict[str, Path]:
+    """The entries "concept | folder" as a mapping."""
+    return {concept: Path(folder) for concept, folder in map(_columns, entries)}
 
 
 def columns_problems(key: str, entries: Iterable[str], columns: str) -> list[str]:

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ...models.conditioning.prompts import SLOT
-from ...models.judging.cache import Picture
 from ...models.judging.metric_model import CLIPMetricModel, MetricModel
 from ...utils.devices import pick_device
 from ...utils.errors import UserError
 from ...utils.statistics import Bootstrap
-from ..data.photos import find_images
 from .config import MetricsConfig, RunSource
 from .images import GeneratedImage, GeneratedSet, read_generated
 from .report import Report, bootstrap_protocol, require_replaceable
 from .rows import TRAINING_IMAGES, Kind, ScoredSet, metric_rows, unequal_sets
-from .scorer import ConceptPictures, Scorer
+from .scorer import Scorer, find_pictures
 from .scores import IMAGE, joined
 
 Sets = dict[tuple[str, str], GeneratedSet]  # (method, concept) -> the images of all its folders
@@ -37,10 +35,8 @@ class Evaluation:
         require_replaceable(config.output_dir)
         self.device = pick_device(config.device)
         self.concepts = {
-            concept.name: ConceptPictures(
-                concept.super_category,
-                _pictures("concepts", concept.folder),
-                _pictures("references", folder) if (folder := config.reference_folders.get(concept.name)) else (),
+            concept.name: find_pictures(
+                concept, config.reference_folders.get(concept.name), config.mask_folders.get(concept.name)
             )
             for concept in config.concept_sources
         }
@@ -60,7 +56,8 @@ class Evaluation:
         generated = sum(len(images.images) for images in [*self.runs.values(), *self.bounds.values()])
         models = 2 if self.config.dino else 1
         compared = self.concepts.values()
-        return models * (generated + sum(len(c.photos) for c in compared)) + sum(len(c.references) for c in compared)
+        once = sum(len(c.references) + len(c.masked) for c in compared)
+        return models * (generated + sum(len(c.photos) for c in compared)) + once
 
     def report(self, on_images: Callable[[int], object] | None = None) -> Report:
         """Score all images. on_images(n): called when n more are done.
@@ -143,7 +140,8 @@ class Evaluation:
             pictures = self.concepts[concept.name]
             names = {
                 "images": [picture.path.name for picture in pictures.photos],
-                "references": [str(picture.path) for picture in pictures.references],
+                "references": [picture.path.name for picture in pictures.references],
+                "masks": [picture.mask.name for picture in pictures.masked if picture.mask],
             }
             concepts.append({**concept._asdict(), "folder": str(concept.folder), **names})
         return {"concepts": concepts, "generated": entries}
@@ -160,12 +158,6 @@ class Evaluation:
                 first = images.images[0]
                 notes.append(f"{about}images of another tool; the prompt of {first.path} is read as {first.prompt!r}")
         return notes + unequal_sets(sets)
-
-
-def _pictures(key: str, folder: Path) -> list[Picture]:
-    if not folder.is_dir():
-        raise UserError(f"the folder of pictures {folder} does not exist; check {key}")
-    return [Picture(path) for path in find_images(folder)[0]]
 
 
 def _read(sources: Iterable[RunSource], plain: bool = False) -> Sets:

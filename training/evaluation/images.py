@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...models.conditioning.prompts import SLOT
-from ...models.generation.recipes import RENAMED
+from ...models.generation.recipes import RENAMED, ImageRecipe
 from ...utils.errors import UserError
-from ...utils.image_files import read_metadata
+from ...utils.images.png import read_metadata
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VARYING = ("prompt", "seed", "truncation")  # the entries of a recipe in which the images of one set may differ
@@ -139,12 +139,9 @@ def _from_recipes(
 
 def described_image(path: Path, recipe: Any) -> GeneratedImage:
     """The image that a recipe describes. UserError if an entry is missing or of the wrong type."""
-    prompt, seed, truncation = (recipe.get(key) for key in VARYING) if isinstance(recipe, dict) else (None,) * 3
-    if not isinstance(prompt, str) or not isinstance(seed, int) or not isinstance(truncation, int | None):
-        raise UserError(f"{path} carries no recipe that tells its prompt, seed and truncation; generate it again")
-    if placeholder := recipe.get("placeholder"):
-        prompt = prompt.replace(str(placeholder), SLOT)
-    return GeneratedImage(path, prompt, seed, truncation)
+    made = ImageRecipe.from_record(recipe, path)
+    prompt = made.prompt.replace(made.placeholder, SLOT) if made.placeholder else made.prompt
+    return GeneratedImage(path, prompt, made.seed, made.truncation)
 
 
 def _foreign_image(path: Path, folder: Path, listed: dict[Path, str], plain: bool) -> GeneratedImage:

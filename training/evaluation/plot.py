@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 from ...utils.statistics import Estimate
 from .report import PLOT_MARK, Report
 from .rows import TRAINING_IMAGES, Kind, Row, truncation_name

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ...utils.errors import UserError
-from ...utils.image_files import write_atomically, write_json
+from ...utils.files import write_atomically, write_json
 from ...utils.statistics import CONFIDENCE, Bootstrap, Estimate
 from .rows import Kind, Row, truncation_name
 from .scores import METRICS

@@ -11,6 +11,12 @@ import numpy as np
 from ...models.judging.cache import FeatureCache, Picture, file_features
 from ...models.judging.metric_model import CLIPMetricModel, MetricModel
 from ...utils.devices import library_versions
+from ...utils.errors import UserError
+from ..config.options import MaskSource
+from ..config.run import DataConfig
+from ..data.masks import find_masks
+from ..data.photos import find_images
+from .config import ConceptSource
 from .scores import (
     DINO,
     DIVERSITY,
@@ -45,6 +51,18 @@ class ConceptPictures(NamedTuple):
     photos: Sequence[Picture]
     references: Sequence[Picture] = ()
     masked: Sequence[Picture] = ()
+
+
+def find_pictures(source: ConceptSource, references: Path | None, masks: Path | None) -> ConceptPictures:
+    """The pictures in a concept's folders. UserError for one that is missing or holds none, and for a missing mask."""
+    photos = [Picture(path) for path in _images(source.folder, "concepts")]
+    masked: list[Picture] = []
+    if masks is not None:
+        data = DataConfig(source.folder, "<any>", masks=MaskSource.folder, masks_dir=masks)
+        files = find_masks([photo.path for photo in photos], data)
+        masked = [Picture(photo.path, mask) for photo, mask in zip(photos, files, strict=True)]
+    others = [] if references is None else [Picture(path) for path in _images(references, "references")]
+    return ConceptPictures(source.super_category, photos, others, masked)
 
 
 class Scorer:
@@ -149,3 +167,9 @@ class Scorer:
     def _texts(self, concept: str, prompts: Sequence[str]) -> np.ndarray:
         word = self.concepts[concept].super_category
         return self.clip.text_features([compared_text(prompt, self.placeholder, word) for prompt in prompts]).numpy()
+
+
+def _images(folder: Path, key: str) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"the folder of pictures {folder} does not exist; check {key}")
+    return find_images(folder)[0]

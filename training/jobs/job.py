@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ...utils.errors import UserError
-from ...utils.image_files import write_json
+from ...utils.files import write_json
 
 
 @dataclass(frozen=True)

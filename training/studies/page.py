@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ...utils.errors import UserError
-from ...utils.image_files import write_atomically
+from ...utils.files import write_atomically
 
 BEGIN, END = "<!-- measured: begin, do not edit -->", "<!-- measured: end -->"
 MAX_BYTES = 380_000  # of a picture: small enough for a repository

@@ -24,8 +24,9 @@ from ...models.generation.recipes import ImageRecipe
 from ...models.judging.metric_model import CLIPMetricModel
 from ...utils.config.parsing import parse_config
 from ...utils.errors import UserError
+from ...utils.files import write_json
 from ...utils.hashing import SHORT, folder_hash, json_hash
-from ...utils.image_files import write_json, write_png
+from ...utils.images.png import write_png
 from ..coach.launch import launch
 from ..coach.run_folder import RunFolder
 from ..config.run import RunConfig

@@ -22,8 +22,7 @@ import yaml
 from pyrallis.argparsing import ArgumentParser
 
 from ..errors import UserError, shown
-from ..files import user_path
-from ..image_files import write_atomically
+from ..files import user_path, write_atomically
 from .values import convert, range_problem
 from .yaml_text import load_yaml, parse_flow
 
@@ -73,21 +72,18 @@ def parse_config(config_class: type[C], argv: Sequence[str]) -> C:
     return config
 
 
-def to_plain_dict(config: Any, *, names_only: bool = False) -> Any:
-    """A config as nested dicts, lists, strings, numbers, booleans and None, ready for JSON or YAML.
-
-    names_only: of paths, keep the last part, for files that are made to be shared.
-    """
+def to_plain_dict(config: Any) -> Any:
+    """A config as nested dicts, lists, strings, numbers, booleans and None, ready for JSON or YAML."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        return {field.name: to_plain_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, enum.Enum):
         return config.name
     if isinstance(config, Path):
-        return config.name if names_only else str(config)
+        return str(config)
     if isinstance(config, Mapping):
-        return {name: to_plain_dict(value, names_only=names_only) for name, value in config.items()}
+        return {name: to_plain_dict(value) for name, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return [to_plain_dict(item, names_only=names_only) for item in config]
+        return [to_plain_dict(item) for item in config]
     return config
 
 

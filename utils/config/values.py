@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-import re
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, shown
-from ..files import MAX_INTEGER, user_path
+from ..files import MAX_INTEGER, NO_TEXT, user_path
 from .yaml_text import parse_flow
 
 NULL = {"", "~", "null", "none"}
 TRUE = {"true", "yes", "on", "1"}
 FALSE = {"false", "no", "off", "0"}
-_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # what files and terminals cannot hold
 
 
 def setting(
@@ -56,7 +54,7 @@ def convert(kind: Any, raw: Any, parse: Callable[[Any], Any] | None = None) -> A
         return _convert_mapping(typing.get_args(kind)[1], raw, parse)
     if not isinstance(raw, str):
         raise UserError(f"must be {allowed}, not a {'list' if isinstance(raw, list) else 'group of keys'}")
-    if _NO_TEXT.search(raw):
+    if NO_TEXT.search(raw):
         raise UserError(f"must be {allowed}, without control characters and broken Unicode")
     if parse is not None:
         return parse(raw)

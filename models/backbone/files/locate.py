@@ -10,7 +10,7 @@ from ....utils.errors import UserError, first_line
 from ....utils.hashing import SHORT, file_hash, sha256
 from .hub import HUB_NAME, fetch
 from .single_file import ENDINGS, Checkpoint, open_checkpoint
-from .weights import CHECKER, WEIGHTS, find_weights
+from .weights import CHECKER, SECOND, WEIGHTS, find_weights
 
 BUNDLED = {
     "miniature": Path(__file__).parents[2] / "miniature" / "sd",
@@ -21,15 +21,25 @@ MOVED = "if it was moved, give its new path as pretrained_model_name_or_path"
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model lies.
-
-    folder: its settings, and the weights of each part. tokenizer: the tokenizer's folder. checkpoint: the one file that
-    holds all weights instead.
-    """
+    """Where a model lies. folder: its settings, tokenizer, and the weights of each part. checkpoint: the one file that
+    holds all weights instead."""
 
     folder: Path
-    tokenizer: Path
     checkpoint: Checkpoint | None = None
+
+    @property
+    def text_encoders(self) -> list[str]:
+        """Its parts that are text encoders: one, or two as of SDXL."""
+        return ["text_encoder", *([SECOND] if (self.folder / SECOND).is_dir() else [])]
+
+    @property
+    def tokenizers(self) -> list[str]:
+        """Their tokenizers."""
+        return [encoder.replace("text_encoder", "tokenizer") for encoder in self.text_encoders]
+
+    def tokenizer(self, part: str) -> tuple[Path, str | None]:
+        """The folder of a tokenizer, and its padding where that is not the folder's own."""
+        return self.checkpoint.tokenizer(part) if self.checkpoint else (self.folder / part, None)
 
 
 def find_model(name_or_path: str, revision: str | None = None, weights: Collection[str] = WEIGHTS) -> ModelFiles:
@@ -40,7 +50,7 @@ def find_model(name_or_path: str, revision: str | None = None, weights: Collecti
     """
     path = BUNDLED.get(name_or_path, Path(name_or_path).expanduser())
     if name_or_path and path.is_dir():
-        return ModelFiles(path, path / "tokenizer")
+        return ModelFiles(path)
     if name_or_path in BUNDLED:
         raise UserError(f"model {name_or_path!r}: the bundled weights are missing from {path}; reinstall the project")
     if path.is_file() or path.suffix in ENDINGS:
@@ -50,8 +60,8 @@ def find_model(name_or_path: str, revision: str | None = None, weights: Collecti
             f"model {name_or_path!r}: no such folder; give a folder in diffusers format, a checkpoint file, a hub name "
             f"such as 'CompVis/stable-diffusion-v1-4', or 'miniature' ({MOVED})"
         )
-    folder = fetch(name_or_path, revision, [*weights, CHECKER] if "unet" in weights else weights)
-    return ModelFiles(folder, folder / "tokenizer")
+    others = {"unet": CHECKER, "text_encoder": SECOND}
+    return ModelFiles(fetch(name_or_path, revision, [*weights, *(others[part] for part in weights if part in others)]))
 
 
 def model_folder(name_or_path: str, revision: str | None = None, weights: Collection[str] = WEIGHTS) -> Path:
@@ -75,9 +85,12 @@ def model_hash(name_or_path: str, revision: str | None = None, parts: Collection
 
 def _used(files: ModelFiles, parts: Collection[str]) -> dict[str, Path]:
     """The files that `parts` of a model are loaded from, by their names inside the model."""
-    used = {f"tokenizer/{path.name}": path for path in files.tokenizer.glob("*") if path.is_file()}
-    used["scheduler"] = files.folder / "scheduler" / "scheduler_config.json"
-    for part in parts:
+    used = {"scheduler": files.folder / "scheduler" / "scheduler_config.json"}
+    for tokenizer in files.tokenizers:
+        used |= {f"{tokenizer}/{path.name}": path for path in files.tokenizer(tokenizer)[0].glob("*") if path.is_file()}
+    if len(files.text_encoders) > 1:
+        used["index"] = files.folder / "model_index.json"  # what stands in the place of an empty prompt
+    for part in (*parts, *(files.text_encoders[1:] if "text_encoder" in parts else [])):
         used[part] = files.folder / part / "config.json"
         if files.checkpoint is None:
             names = find_weights(part, files.folder / part).names
@@ -96,4 +109,4 @@ def _checkpoint(name: str, path: Path) -> ModelFiles:
         checkpoint = open_checkpoint(path)
     except Exception as error:  # anybody's file
         raise UserError(f"model {name!r}: {first_line(error)}") from error
-    return ModelFiles(checkpoint.settings, checkpoint.tokenizer, checkpoint)
+    return ModelFiles(checkpoint.settings, checkpoint)

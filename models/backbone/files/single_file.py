@@ -19,13 +19,19 @@ from torch.serialization import safe_globals
 
 from ..checks import input_problem
 from .quiet import without_progress_bars, without_warnings
-from .weights import WEIGHTS, check_files, check_pickle
+from .weights import SECOND, WEIGHTS, check_files, check_pickle
 
 ENDINGS = (".safetensors", ".ckpt")
 FAMILIES = Path(__file__).parent / "families"
-PADDING = {"stable-diffusion-1": "<|endoftext|>", "stable-diffusion-2": "!"}  # else they share one tokenizer
+TOKENIZER = FAMILIES / "tokenizer"  # the same in all families but for the padding
+PADDING = {
+    "stable-diffusion-1": {"tokenizer": "<|endoftext|>"},
+    "stable-diffusion-2": {"tokenizer": "!"},
+    "stable-diffusion-xl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"},
+}
 FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
-TEXT_ENCODERS = {  # how the names of a family's text encoder begin
+TEXT_ENCODERS = {  # how the names of a family's last text encoder begin
+    "conditioner.embedders.1.model.": "stable-diffusion-xl",
     "cond_stage_model.transformer.": "stable-diffusion-1",
     "cond_stage_model.model.": "stable-diffusion-2",
 }
@@ -33,13 +39,16 @@ TEXT_ENCODERS = {  # how the names of a family's text encoder begin
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """path: the file. settings, tokenizer: the folders with its settings and its tokenizer. pad_token: the tokenizer's,
-    where another one than the folder says."""
+    """path: the file. family: which Stable Diffusion it is. settings: the folder with its settings."""
 
     path: Path
+    family: str
     settings: Path
-    tokenizer: Path
-    pad_token: str | None = None
+
+    def tokenizer(self, part: str) -> tuple[Path, str | None]:
+        """The folder of its `tokenizer` or `tokenizer_2`, and the padding where that is not the folder's own."""
+        own = self.settings / part
+        return (own, None) if own.is_dir() else (TOKENIZER, PADDING[self.family].get(part))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -52,19 +61,24 @@ def open_checkpoint(path: Path) -> Checkpoint:
     family = _family(shapes)
     if problem := input_problem(shapes[FIRST_LAYER][1], latent_channels=4):
         raise ValueError(problem)
-    if (path.parent / "model_index.json").is_file():
-        return Checkpoint(path, path.parent, path.parent / "tokenizer")
-    return Checkpoint(path, FAMILIES / family, FAMILIES / "tokenizer", PADDING[family])
+    is_beside = (path.parent / "model_index.json").is_file()
+    return Checkpoint(path, family, path.parent if is_beside else FAMILIES / family)
 
 
 def load_checkpoint(checkpoint: Checkpoint, parts: Collection[str], dtype: torch.dtype) -> dict[str, nn.Module]:
     """The wanted `parts`, through diffusers. Raises an error of some kind if tensors of them are missing."""
-    others = {"tokenizer", "scheduler", "safety_checker", "feature_extractor", *WEIGHTS} - {*parts}
+    others = {"tokenizer", "scheduler", "feature_extractor", *WEIGHTS} - {*parts}
     with without_warnings(), without_progress_bars(), _readable(checkpoint.path):
-        from diffusers import StableDiffusionPipeline  # slow to import, and most models are folders
+        import diffusers.pipelines as pipelines  # slow to import, and most models are folders
 
+        pipeline_class: Any = pipelines.StableDiffusionPipeline
+        if checkpoint.family == "stable-diffusion-xl":
+            pipeline_class = pipelines.StableDiffusionXLPipeline
+            others |= {"tokenizer_2", "image_encoder", *({SECOND} - {*parts})}
+        else:
+            others |= {"safety_checker"}
         try:
-            pipeline: Any = StableDiffusionPipeline.from_single_file(
+            pipeline = pipeline_class.from_single_file(
                 str(checkpoint.path),
                 config=str(checkpoint.settings),
                 dtype=dtype,
@@ -81,16 +95,12 @@ def load_checkpoint(checkpoint: Checkpoint, parts: Collection[str], dtype: torch
 
 
 def _family(names: Collection[str]) -> str:
-    if any(name.startswith("conditioner.embedders.") for name in names):
-        raise ValueError(
-            "it is a Stable Diffusion XL; of checkpoints in one file, Stable Diffusion 1.x and 2.x are read"
-        )
     for start, family in TEXT_ENCODERS.items():
         if FIRST_LAYER in names and any(name.startswith(start) for name in names):
             return family
     raise ValueError(
-        "it holds no whole Stable Diffusion 1.x/2.x (U-Net, VAE and text encoder under latent-diffusion names); a "
-        "LoRA, an embedding, a VAE or a U-Net alone is no base model"
+        "it holds no whole Stable Diffusion 1.x, 2.x or XL (U-Net, VAE, text encoders under latent-diffusion names); a "
+        "LoRA, an embedding, a VAE, a U-Net alone or a refiner is no base model"
     )
 
 

@@ -12,10 +12,12 @@ from typing import Any
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 WEIGHTS = ("text_encoder", "vae", "unet")  # the parts of a model that have weights
+SECOND = "text_encoder_2"  # of SDXL; it comes and goes with the first
 CHECKER = "safety_checker"  # one more, which some models bring along
 # part -> the names of its weight files without ending: as safetensors, as a pickle
 STEMS = {
     "text_encoder": ("model", "pytorch_model"),
+    SECOND: ("model", "pytorch_model"),
     "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     CHECKER: ("model", "pytorch_model"),

@@ -19,7 +19,7 @@ class EncodeConfig(Config):
     image: Path
     # Its mask, white where the object is; unset: the picture's own transparency, if it has any
     mask: Optional[Path] = None
-    # Encoder: "miniature", or a folder with global_mapper.pt (or .safetensors) and, for patches, local_mapper
+    # Encoder: "miniature", a .safetensors file, or a folder of the official global_mapper.pt and local_mapper.pt
     encoder: str = "miniature"
     # The concept file to write; unset: the picture's name with .safetensors
     output: Optional[Path] = None
@@ -33,9 +33,9 @@ class EncodeConfig(Config):
     placeholder: Optional[str] = None
     # The kind of thing it is, for measuring and for combining with other methods
     super_category: str = "object"
-    # Model the encoder was trained for; unset: as the encoder's folder says
+    # Model the encoder was trained for; unset: as its file says, Stable Diffusion 1.4 for the official ones
     pretrained_model_name_or_path: Optional[str] = None
-    # CLIP vision tower of an encoder whose folder does not name one: Hugging Face name or folder
+    # CLIP vision tower of the official files: Hugging Face name or folder; unset: openai/clip-vit-large-patch14
     vision: Optional[str] = None
 
     @property

@@ -17,7 +17,7 @@ from .vision import VisionFeatures
 class Encoder:
     """The three parts. Without `of_patches` only words are encoded.
 
-    source: the name or folder it was loaded by. tower: the hub's name of its vision tower; "": it has one of its own.
+    source: the name or path it was loaded by. tower: the hub's name of its vision tower; "": it has one of its own.
     """
 
     vision: VisionFeatures

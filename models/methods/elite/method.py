@@ -15,7 +15,7 @@ from ...backbone.frame import Frame
 from ...conditioning.conditioning import ConceptVectors
 from ..base import Generators, Method, Start
 from .encoder import Encoder, matrices_digest
-from .files import encoder_folder, find_matrices
+from .files import find_encoder, find_matrices
 from .mappers import LayerMatrices
 from .projection import AttentionNorm, ELITEProjection
 from .vision import FEATURES
@@ -25,7 +25,7 @@ from .vision import FEATURES
 class ELITEConfig(Config):
     """What a concept was encoded with.
 
-    encoder: name or folder of the encoder, whose matrices all its concepts share; digest, patches_digest: of the global
+    encoder: name or path of the encoder, whose matrices all its concepts share; digest, patches_digest: of the global
     and, with patches, the local mapper's. words: 1, or all 5. patches: E, or 0 for the words alone. strength: lambda.
     """
 
@@ -45,7 +45,7 @@ class ELITESettings(Config):
     strength: Optional[float] = setting(None, at_least=0)
     # per_sample, or batch as the official code has it
     attn_norm: AttentionNorm = AttentionNorm.per_sample
-    # Folder of the encoder, if it is not where it was when the concept was encoded
+    # File or folder of the encoder, if it is not where it was when the concept was encoded
     encoder: Optional[str] = None
 
 
@@ -119,9 +119,9 @@ class ELITE(Method):
         """The encoder's own keys and values; UserError if the encoder is not to be found, or is another one."""
         config = self.config
         if self._matrices is None:
-            folder = encoder_folder(self.settings.encoder or config.encoder)
-            of_words = find_matrices(folder, self.frame, "global", config.digest)
-            of_patches = find_matrices(folder, self.frame, "local", config.patches_digest) if config.patches else None
+            path = find_encoder(self.settings.encoder or config.encoder)
+            of_words = find_matrices(path, self.frame, "global", config.digest)
+            of_patches = find_matrices(path, self.frame, "local", config.patches_digest) if config.patches else None
             self._matrices = of_words, of_patches
         return ELITEProjection(
             *self._matrices,

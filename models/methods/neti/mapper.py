@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,27 +31,29 @@ class NormRule(Choice):
 class NeTIMapper(nn.Module):
     """A small network that gives hundreds of vectors, one per timestep t and cross-attention layer l.
 
-    width: D, the text encoder's. target_norm: of the output, see NormRule; None leaves the output as it is.
+    widths: of the text encoders, D together (one but on SDXL). target_norms: of the output for each of them, see
+    NormRule; None leaves the output as it is.
     """
 
     def __init__(
         self,
         *,
         num_layers: int,
-        width: int,
+        widths: tuple[int, ...],
         hidden_dim: int,
         num_frequencies: int,
         num_time_anchors: int,
         use_positional_encoding: bool,
         output_bypass: bool,
-        target_norm: float | None,
+        target_norms: tuple[float, ...] | None,
         norm_rule: NormRule,
     ) -> None:
         super().__init__()
         self.num_layers = num_layers
         self.num_time_anchors = num_time_anchors
         self.output_bypass = output_bypass
-        self.target_norm = target_norm
+        self.widths = widths
+        self.target_norms = target_norms
         self.norm_rule = norm_rule
 
         self.encoding: TimeLayerEncoding | NormalizedEncoding
@@ -71,7 +75,7 @@ class NeTIMapper(nn.Module):
             nn.LayerNorm(hidden_dim),
             nn.LeakyReLU(),
         )
-        self.output_layer = nn.Linear(hidden_dim, 2 * width if output_bypass else width)
+        self.output_layer = nn.Linear(hidden_dim, sum(widths) * (2 if output_bypass else 1))
 
     @torch.no_grad()
     def initialise(self, sigma_t: float, sigma_l: float, generator: torch.Generator | None = None) -> None:
@@ -103,10 +107,23 @@ class NeTIMapper(nn.Module):
         return self.hidden_layers(self.input_layer(self.encoding(t, l)))
 
     def rescale(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split the output into v_base and v_pass and give it its norm, by the norm rule."""
-        if self.target_norm is not None and self.norm_rule == NormRule.joint:
-            output = F.normalize(output, dim=-1) * self.target_norm
+        """Split the output into v_base and v_pass and give it its norm, by the norm rule, for each text encoder."""
         v_base, v_pass = output.chunk(2, dim=-1) if self.output_bypass else (output, None)
-        if self.target_norm is not None and self.norm_rule == NormRule.base:
-            v_base = F.normalize(v_base, dim=-1) * self.target_norm
+        if self.target_norms is None:
+            return v_base, v_pass
+        if v_pass is None or self.norm_rule == NormRule.base:
+            return self._normalised(v_base), v_pass
+        v_base, v_pass = self._normalised(v_base, v_pass)
         return v_base, v_pass
+
+    def _normalised(self, *vectors: Tensor) -> Any:
+        """Vectors [..., D], rescaled together so that their parts for each text encoder have its target norm."""
+        assert self.target_norms is not None
+        parts = zip(*(vector.split(list(self.widths), dim=-1) for vector in vectors), strict=True)
+        joined = [
+            F.normalize(torch.cat(part, dim=-1), dim=-1) * norm
+            for part, norm in zip(parts, self.target_norms, strict=True)
+        ]
+        back = zip(*(part.chunk(len(vectors), dim=-1) for part in joined), strict=True)
+        rescaled = [torch.cat(part, dim=-1) for part in back]
+        return rescaled[0] if len(vectors) == 1 else rescaled

@@ -23,7 +23,8 @@ from .positional_encoding import NUM_FREQUENCIES, NUM_TIMESTEPS
 class NeTIConfig:
     """The mapper's settings; the defaults are the public code's.
 
-    target_norm: norm of the output; None takes that of the initial embedding (see `Method.create`).
+    target_norm: norm of the output; None takes that of the initial embedding (see `Method.create`). target_norm_2: the
+        same for the second text encoder of SDXL.
     use_time, use_layer: False holds t (or l) at 0, the paper's ablations "space only" and "time only".
     """
 
@@ -40,6 +41,7 @@ class NeTIConfig:
     normalize_output: bool = True
     norm_rule: NormRule = NormRule.joint
     target_norm: float | None = None
+    target_norm_2: float | None = None
     use_time: bool = True
     use_layer: bool = True
 
@@ -54,6 +56,7 @@ class NeTIConfig:
             ("nested_dropout_prob", 0, 1),
             ("bypass_alpha", 0, 1e6),
             ("target_norm", 1e-6, 1e6),
+            ("target_norm_2", 1e-6, 1e6),
         ]:
             if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
                 raise UserError(f"{name} {getattr(self, name)!r}: must lie in {low}..{high}")
@@ -70,26 +73,34 @@ class NeTI(Method):
 
     def __init__(self, config: NeTIConfig, frame: Frame) -> None:
         super().__init__(config, frame)
-        if config.normalize_output and config.target_norm is None:
-            raise ValueError("target_norm is not known: NeTI.create takes it from the initial embedding")
         self.truncation_width = config.hidden_dim
+        self.is_ordered = config.use_nested_dropout
         self.mapper = NeTIMapper(
             num_layers=frame.num_places,
-            width=frame.text_width,
+            widths=frame.text_widths,
             hidden_dim=config.hidden_dim,
             num_frequencies=config.num_frequencies,
             num_time_anchors=config.num_time_anchors,
             use_positional_encoding=config.use_positional_encoding,
             output_bypass=config.output_bypass,
-            target_norm=config.target_norm if config.normalize_output else None,
+            target_norms=self._target_norms() if config.normalize_output else None,
             norm_rule=config.norm_rule,
         )
+
+    def _target_norms(self) -> tuple[float, ...]:
+        norms = (self.config.target_norm, self.config.target_norm_2)[: len(self.frame.text_widths)]
+        if len(norms) < len(self.frame.text_widths) or None in norms:
+            raise ValueError("target_norm is not known: NeTI.create takes it from the initial embedding")
+        return tuple(float(norm) for norm in norms if norm is not None)
 
     @classmethod
     def create(cls, config: NeTIConfig, frame: Frame, start: Start) -> Self:
         """See `Method.create`; of the initial embedding only the norm is used."""
-        if config.normalize_output and config.target_norm is None:
-            config = replace(config, target_norm=start.embedding.float().norm().item())
+        if config.normalize_output:
+            norms = [part.float().norm().item() for part in start.embedding.split(list(frame.text_widths))]
+            names = ("target_norm", "target_norm_2")
+            unset = {name: norm for name, norm in zip(names, norms, strict=False) if getattr(config, name) is None}
+            config = replace(config, **unset)
         concept = cls(config, frame)
         concept.mapper.initialise(config.sigma_t, config.sigma_l, start.generator)
         return concept

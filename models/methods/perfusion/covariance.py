@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....utils.errors import UserError
-from ....utils.image_files import write_atomically
+from ....utils.files import write_atomically
 
 if TYPE_CHECKING:
     from ...backbone.text import TextStack
@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 METADATA_KEY = "neti_covariance"
 BUNDLED = (Path(__file__).parents[2] / "miniature" / "covariance.safetensors",)
 WORST_CONDITION = 1e6  # largest eigenvalue by smallest; beyond it float32 cannot hold the inverse (SD 1.x: 4e3)
+NAMES = "*covariance*.safetensors"  # how a covariance must be called to be found
 PROBE_TOLERANCE = 0.05  # relative; bfloat16 moves an encoding by less, another encoder by more than 1
 
 
@@ -94,24 +95,23 @@ class Covariance:
 
 
 @lru_cache(maxsize=8)
-def find_covariance(digest: str, given: str | None) -> Covariance:
-    """The covariance a concept was trained with: at the path `given`, or one that comes with the project.
+def find_covariance(digest: str, folder: Path) -> Covariance:
+    """The covariance with this digest: in `folder`, where the concept lies, in the working directory, or the project's.
 
-    Raises UserError if there is none, or only another one.
+    Concept files hold no paths, so a file is looked at if its name contains "covariance".
+    Raises UserError if there is none.
     """
-    paths = [Path(given), *BUNDLED] if given else list(BUNDLED)
-    found = {path: Covariance.load(path) for path in paths if path.is_file()}
-    for covariance in found.values():
+    places = list(dict.fromkeys([folder.resolve(), Path.cwd()]))
+    others = []
+    for path in [*(path for place in places for path in sorted(place.glob(NAMES))), *BUNDLED]:
+        covariance = Covariance.load(path)
         if covariance.digest == digest:
             return covariance
-    if given and Path(given) in found:
-        raise UserError(
-            f"{given}: another covariance ({found[Path(given)].digest[:15]}) than the one the concept was trained with "
-            f"({digest[:15]}); give that one"
-        )
+        others += [path.name] if path not in BUNDLED else []
+    there = f"only another one, {', '.join(others)}," if others else f"no {NAMES}"
     raise UserError(
-        f"the concept's covariance ({digest[:15]}) is not at {given or 'hand'}; give its file, the one that "
-        "model.perfusion.covariance named in training"
+        f"the covariance that the concept was trained with ({digest[:19]}...) is missing: there is {there} in "
+        f"{' or '.join(map(str, places))}; put its file there"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,7 +131,7 @@ class Perfusion(Method):
     def covariance(self) -> Covariance | None:
         """The C it was trained with; None in gate mode "explicit". UserError if it is not to be found."""
         if self._covariance is None and self.config.gate_mode is not GateMode.explicit:
-            self._covariance = find_covariance(self.config.covariance_digest, self.config.covariance)
+            self._covariance = find_covariance(self.config.covariance_digest, self.folder or Path())
         return self._covariance
 
     @property
@@ -166,7 +167,8 @@ def _encoding(backbone: Backbone, embedding: Tensor) -> Tensor:
     """The mean encoding [D] of a word in the short templates, float32 on the CPU."""
     tokens = tokenize(backbone.tokenizer, SHORT_TEMPLATES, {SLOT: 1})
     words = ConceptVectors(embedding[None, None].to(backbone.text.device))
-    conditioning = condition(backbone.text, tokens, {SLOT: words}, backbone.frame)
+    size = (backbone.image_size, backbone.image_size)
+    conditioning = condition(backbone.text, tokens, {SLOT: words}, backbone.frame, image_size=size)
     assert conditioning.slots is not None
     return conditioning.keys[0][conditioning.slots == 1].float().mean(dim=0).cpu()
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ....utils.config.choices import Choice
 from ....utils.errors import UserError
-from ....utils.image_files import write_atomically
+from ....utils.files import write_atomically
 from ...backbone.text import TextStack
 from .covariance import Covariance, probe
 

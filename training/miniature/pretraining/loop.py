@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ....utils.devices import pick_device
 from ....utils.errors import UserError
-from ....utils.image_files import write_atomically
+from ....utils.files import write_atomically
 
 PATIENCE = timedelta(days=2)  # a process waits while the first one runs the stages that are not shared
 SAVE_EVERY, LOG_EVERY = 200, 50  # steps

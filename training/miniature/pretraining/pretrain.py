@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ....utils.config.parsing import to_plain_dict
 from ....utils.errors import UserError
-from ....utils.image_files import write_json
+from ....utils.files import write_json
 from ..world import captions
 from ..world.world import World
 from . import clip, data, loop, tokenizer, unet, vae, vision

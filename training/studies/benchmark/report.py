@@ -15,7 +15,7 @@ import torch
 from ....utils.config.parsing import parse_config, to_plain_dict
 from ....utils.devices import describe_machine, pick_device
 from ....utils.errors import UserError
-from ....utils.image_files import write_json
+from ....utils.files import write_json
 from ...config.run import RunConfig
 from ..page import measured_part, replace_chapter
 from .arithmetic import arithmetic_rows

@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 
 from ....utils.devices import describe_machine
+from ....utils.files import write_json
 from ....utils.grid import labelled_grid
-from ....utils.image_files import write_json
 from ..page import enlarge, measured_part, replace_measured_part, save_jpeg
 from ..study import Study, steps_of
 from .config import MixingConfig, pair_of

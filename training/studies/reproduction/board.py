@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ....utils.files import write_json
 from ....utils.hashing import json_hash
-from ....utils.image_files import write_json
 from .cells import Cell, Drawing, Training, amount
 from .plan_config import ReproductionConfig
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ....utils.files import write_atomically
 from ....utils.grid import labelled_grid
-from ....utils.image_files import write_atomically
 from ....utils.images import load_image
 from ....utils.statistics import Bootstrap, Estimate
 from ...data.photos import find_images

@@ -13,8 +13,8 @@ from ....models.backbone.loading import model_hash
 from ....models.judging.metric_model import CLIPMetricModel
 from ....utils.devices import describe_machine, pick_device
 from ....utils.errors import UserError
+from ....utils.files import write_atomically, write_json
 from ....utils.hashing import folder_hash
-from ....utils.image_files import write_atomically, write_json
 from ....utils.statistics import Bootstrap
 from ...config.run import RunConfig
 from ...evaluation.plot import write_plot

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from .config.choices import Choice
-from .errors import UserError
-from .grid import labelled_grid
-from .image_formats import foreign_format, is_lfs_pointer, open_image
+from ..config.choices import Choice
+from ..errors import UserError
+from ..grid import labelled_grid
+from .formats import foreign_format, is_lfs_pointer, open_image
 
 __all__ = ["ReadImage", "SquareMode", "labelled_grid", "load_alpha", "load_image", "read_image", "to_square"]
 
+MAX_RATIO = 4  # of the sides of a bucket
 ORIENTATION = 0x0112  # the EXIF tag; how to bring each of its values upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,11 +31,15 @@ UPRIGHT = {
 
 
 class SquareMode(Choice):
-    """How an image becomes a square: stretched (the public code's way), its centre cropped, or padded with white."""
+    """How an image becomes a square: stretched (the public code's way), its centre cropped, or padded with white.
+
+    Or that it does not: bucket gives it about as many pixels in the one of a few shapes that is closest to its own.
+    """
 
     stretch = "stretch"
     crop = "crop"
     pad = "pad"
+    bucket = "bucket"
 
 
 class ReadImage(NamedTuple):
@@ -81,7 +87,9 @@ def load_alpha(path: Path | str) -> Image.Image | None:
 def to_square(
     image: Image.Image, size: int, mode: SquareMode = SquareMode.stretch, padding: str | int = "white"
 ) -> Image.Image:
-    """The image as `size` x `size` pixels, resampled bicubically."""
+    """The image as `size` x `size` pixels, or as `bucket_size` says, resampled bicubically."""
+    if mode is SquareMode.bucket:
+        return ImageOps.fit(image, bucket_size(image.size, size), Image.Resampling.BICUBIC)
     if mode is SquareMode.pad:
         return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=padding)
     if mode is SquareMode.crop:
@@ -89,6 +97,20 @@ def to_square(
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def bucket_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    """The width and height of at most `resolution`^2 pixels that are closest to the shape of `size`.
+
+    Both are multiples of 64, as U-Nets want them, if the resolution is one from 256 on, else of 8. The sides of a
+    bucket are at most MAX_RATIO : 1, so that a longer image is cropped.
+    """
+    step = 64 if resolution >= 256 and resolution % 64 == 0 else 8
+    widths = range(step, resolution**2 // step + 1, step)
+    sizes = [(width, resolution**2 // width // step * step) for width in widths]
+    sizes = [(width, height) for width, height in sizes if 1 / MAX_RATIO <= width / height <= MAX_RATIO]
+    ratio = size[0] / size[1]
+    return min(sizes, key=lambda other: (abs(math.log(ratio * other[1] / other[0])), -other[0] * other[1]))
 
 
 def _unreadable(path: Path | str, error: Exception) -> UserError:

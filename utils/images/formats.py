@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files import LFS_POINTER
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")  # no EPS: it would run Ghostscript
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -60,7 +62,7 @@ def foreign_format(path: Path | str) -> str | None:
 
 def is_lfs_pointer(path: Path | str) -> bool:
     """Whether the file is not the thing itself but Git LFS's note on where to fetch it."""
-    return _head(path).startswith(b"version https://git-lfs")
+    return _head(path).startswith(LFS_POINTER[:32])
 
 
 def _head(path: Path | str) -> bytes:
