@@ -15,7 +15,6 @@ from pathlib import Path
 
 try:
     from neti.training.data.photos import find_images
-    from neti.training.data.segmentation import Segmenter, foreign_masks, make_masks
     from neti.utils.devices import pick_device
     from neti.utils.errors import UserError, exit_on_user_error
 except ModuleNotFoundError as missing:
@@ -39,6 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.word.strip():
         raise UserError("the word is empty; name the thing that the photos show, such as mug")
     photos, _ = find_images(arguments.folder)
+
+    from neti.training.data.segmentation import Segmenter, foreign_masks, make_masks  # takes seconds (torch)
+
     stems = [photo.stem for photo in photos]
     if twins := [photo.name for photo in photos if stems.count(photo.stem) > 1]:
         raise UserError(f"{arguments.folder}: {', '.join(twins)} would share one mask; rename them apart")
