@@ -14,7 +14,6 @@ import sys
 
 try:
     from neti.training.data.photos import find_images
-    from neti.training.data.segmentation import Segmenter, foreign_masks, make_masks
     from neti.utils.devices import pick_device
     from neti.utils.errors import ArgumentParser, UserError, exit_on_user_error
     from neti.utils.files import user_path
@@ -39,6 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.word.strip():
         raise UserError("the word is empty; name the thing that the photos show, such as mug")
     photos, _ = find_images(arguments.folder)
+
+    from neti.training.data.segmentation import Segmenter, foreign_masks, make_masks  # takes seconds (torch)
+
     stems = [photo.stem for photo in photos]
     if twins := [photo.name for photo in photos if stems.count(photo.stem) > 1]:
         raise UserError(f"{arguments.folder}: {', '.join(twins)} would share one mask; rename them apart")
