@@ -1,9 +1,11 @@
-# Two commands for a fresh machine: `make demo` shows the toolkit at work, `make test` checks it.
+# Two commands for a fresh machine: `make demo` shows the toolkit at work, `make test` checks it; `make gpu` is for CUDA.
 # PYTHON chooses the interpreter (3.10 or newer), VENV where the environment goes, JOBS how many tests run at once.
+# WHEELS is a folder of wheels for a machine without a network (docs/gpu.md).
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+WHEELS ?= wheels
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := outputs/demo
@@ -15,11 +17,12 @@ export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint types unit e2e wheel clean
+.PHONY: help install demo test lint links types unit e2e wheel gpu clean
 
 help:
 	@echo "make demo   install, learn a concept on the bundled miniature, and draw it in new scenes (minutes, CPU)"
 	@echo "make test   install, then lint, types, unit, parity and end-to-end tests, and the built wheel"
+	@echo "make gpu    tests on a CUDA device, then the benchmark at Stable Diffusion v1.4's size into docs/performance.md"
 
 install: $(INSTALLED)
 
@@ -41,10 +44,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# A type checker cannot see the mapping of folders to `neti.*`: give it links under that name.
-types: $(INSTALLED)
+# Links under the name `neti`, for whoever cannot see its mapping to folders: type checkers, a Python without `neti`.
+links:
 	@mkdir -p build/typing/neti
 	@for folder in models training utils; do ln -sfn ../../../$$folder build/typing/neti/$$folder; done
+
+types: $(INSTALLED) links
 	MYPYPATH=build/typing $(BIN)/mypy -p neti.models -p neti.training -p neti.utils
 	MYPYPATH=build/typing $(BIN)/mypy scripts
 
@@ -57,6 +62,20 @@ e2e: $(INSTALLED)
 
 wheel: $(INSTALLED)
 	$(BIN)/python scripts/check_wheel.py
+
+# With wheels beside it, the machine's own Python is used as it is: nothing is installed or fetched, only unpacked.
+ifneq ($(wildcard $(WHEELS)/*.whl),)
+GPU := PYTHONPATH=$(CURDIR)/build/site:$(CURDIR)/build/typing $(PYTHON)
+build/site: $(wildcard $(WHEELS)/*.whl)
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $@ $(WHEELS)/*.whl
+	@touch $@
+gpu: build/site links
+else
+GPU := $(BIN)/python
+gpu: $(INSTALLED)
+endif
+	$(GPU) -m pytest tests/gpu -rA -q -p no:warnings; tests=$$?; \
+	$(GPU) scripts/benchmark.py --config_path input_configs/benchmark_gpu.yaml $(BENCHMARK) && exit $$tests
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -78,7 +78,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def library_versions() -> dict[str, str]:
     """The installed versions of this project and of the libraries that decide its numbers."""
-    return {name: importlib.metadata.version(name) for name in ("neti", *LIBRARIES)}
+    return {name: _version(name) for name in ("neti", *LIBRARIES)}
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -91,8 +91,15 @@ def describe_machine() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        **{name: _version(name) for name in LIBRARIES},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # used from its folder
+        return "not installed"
 
 
 def _processor() -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import accelerate.accelerator
 import pytest
 import torch
+from diffusers.models import UNet2DConditionModel
 from frames import created
 from safetensors.torch import load_file
 from torch import Tensor
@@ -126,8 +128,21 @@ def test_every_trainer_encodes_its_photos_on_the_device(
 def test_compiled_it_learns_the_same(
     make_tiny_backbone: Callable[..., Backbone], device: torch.device, checkpointing: bool
 ) -> None:
-    backbone = make_tiny_backbone().to(device)
-    method = created(NeTI, NeTIConfig(), 16, backbone.word_embedding("toy").cpu(), torch.Generator()).to(device)
+    """On a U-Net of one level of attention, since compiling takes time per layer."""
+    unet = UNet2DConditionModel(
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=32,
+        sample_size=8,
+    )
+    backbone = replace(make_tiny_backbone(), unet=unet).to(device)
+    method = created(
+        NeTI, NeTIConfig(), backbone.frame.num_places, backbone.word_embedding("toy").cpu(), torch.Generator()
+    ).to(device)
     tokens = tokenize(backbone.tokenizer, ["a photo of a {}"] * 2, {"{}": 1})
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
     batch = Batch(latents, latents.flip(0), torch.tensor([100, 900], device=device), tokens, [torch.Generator()] * 2)

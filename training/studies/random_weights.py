@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import DDPMScheduler
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ...models.backbone.backbone import Backbone
+from ...models.backbone.files.quiet import without_warnings
 from ...models.backbone.loading import BUNDLED
 from ...models.backbone.safety import SafetyChecker
 
@@ -59,7 +60,9 @@ def sd14(device: str | torch.device, dtype: torch.dtype) -> Backbone:
 
 def safety_checker(device: str | torch.device, dtype: torch.dtype) -> SafetyChecker:
     """The checker that comes with the model, a CLIP ViT-L/14, likewise."""
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker  # takes seconds
+    with without_warnings():  # imported here: takes seconds, and few need it
+        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+        from transformers import CLIPImageProcessor
 
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     config = CLIPConfig(vision_config={**vision, "patch_size": 14, "projection_dim": 768}, projection_dim=768)

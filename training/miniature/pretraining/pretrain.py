@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ....utils.config.parsing import to_plain_dict
 from ....utils.errors import UserError
-from ....utils.files import write_json
+from ....utils.files import read_json_object, write_json
 from ..world import captions
 from ..world.world import World
 from . import clip, data, loop, tokenizer, unet, vae, vision
@@ -110,10 +110,7 @@ def _claim(config: MiniatureConfig) -> None:
     wanted = {key: to_plain_dict(config)[key] for key in ("scale", "pixels", "scenes", "vocabulary")}
     if not path.exists():
         return write_json(wanted, path)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = "a damaged file"
+    found = read_json_object(path, "what work_dir is for,")
     if found != wanted:
         raise UserError(f"work_dir = {config.work_dir} holds data of {found}, not of {wanted}; choose another")
 
