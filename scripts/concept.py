@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from neti.models.concepts.approximation import Loss
     from neti.models.concepts.concept import Concept
 
-MAX_NAME = 200  # of an output, which has a longer one while it is written
+MAX_NAME = 255  # bytes, on most file systems
 TIMESTEP = 500  # of an embedding for all timesteps
 
 
@@ -194,7 +194,7 @@ def describe(losses: dict[str, Loss], concept: Concept, base_model: str) -> str:
 def refuse_existing(output: Path) -> None:
     """UserError if something is at `output` already, or could never be."""
     if len(os.fsencode(output.name)) > MAX_NAME:
-        raise UserError(f"output {output} has a name of more than {MAX_NAME} bytes; file systems take 255: shorten it")
+        raise UserError(f"output {output} has a name of more than {MAX_NAME} bytes, which no file can have: shorten it")
     if os.path.lexists(output):
         raise UserError(f"output {output} exists and is left as it is: choose another name, or remove it first")
 

@@ -8,6 +8,7 @@ its name, a resumed run for one, may trust that it is whole.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from .errors import UserError, first_line, shorten, shown
 MAX_TEXT = 2**20  # bytes: a thousand pages; the largest config of this project has 6 KB
 MAX_JSON = 2**24  # bytes: the vocabulary of a tokenizer, the largest JSON beside a model, has 1 MB
 MAX_DEPTH = 32  # of JSON
+MAX_NAME = 200  # bytes; a file's temporary name is longer than its own, and file systems take 255
 MAX_INTEGER = 2**63 - 1
 NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")  # what no prompt, name or path may hold
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -134,7 +136,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises UserError (one line) where the folder cannot be written to or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = path.name if len(os.fsencode(path.name)) < MAX_NAME else hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

@@ -53,8 +53,8 @@ def explicit_files(concept: Path, embeds: Path | None) -> ConceptFiles:
     """The files named one by one; UserError when one is missing or a mapper comes without its embeddings."""
     if concept.suffix != ".safetensors" and embeds is None:
         raise UserError(
-            f"mapper_checkpoint_path {concept} is a checkpoint of the public code and needs learned_embeds_path too; "
-            "a concept of this project ends in .safetensors"
+            f"{concept} does not end in .safetensors, as concepts of this project do; a mapper-steps-N.pt of the "
+            "public code is given as mapper_checkpoint_path, with its learned_embeds_path"
         )
     files = ConceptFiles(concept, embeds)
     for path in files.paths:

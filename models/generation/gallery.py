@@ -13,7 +13,9 @@ The truncation is a suffix, as in the public code, so that a file manager shows 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -55,7 +57,7 @@ class Gallery:
         missing, foreign = [], []
         for recipe in recipes:
             path = self.path(recipe)
-            if not path.exists():
+            if not os.path.lexists(path):
                 missing.append(recipe)
             elif difference := recipe.differences((read_metadata(path) or {}).get("recipe")):
                 foreign.append((path, difference))
@@ -66,13 +68,21 @@ class Gallery:
                 f"{path}{others} made from another recipe ({difference}): choose another inference_dir, or remove the "
                 "old images"
             )
+        for folder in dict.fromkeys(self.folder(recipe.prompt) for recipe in missing):
+            if os.path.lexists(folder) and not os.path.isdir(folder):
+                raise UserError(f"{folder} is in the place of a folder of images: move it away")
         return missing
 
     def require_writable(self) -> None:
-        """Raise UserError now, not after the first minutes of work, if the folder cannot be written to."""
+        """Raise UserError now, not after the first minutes of work, if the folder cannot be written to.
+
+        Nothing is made yet, not even the folder: the nearest one that is there must take a file.
+        """
+        root = self.root.absolute()
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(root / "0.png")  # a name that is too long, a file among the folders
+            with tempfile.TemporaryFile(dir=next(place for place in (root, *root.parents) if os.path.lexists(place))):
                 pass
         except OSError as error:
             raise UserError(f"cannot write to inference_dir {self.root}: {error.strerror}; choose another") from None

@@ -182,7 +182,7 @@ def test_what_makes_no_difference_is_not_ignored(
         (["export", str(PAIR[0]), "out.bin"], "model '/path/to/tiny-sd': no such folder"),
         (["export", "gone.pt", "out.bin"], "gone.pt"),
         (["export", "--timestep", "9" * 5000, "there.safetensors", "out.bin"], "argument --timestep: invalid int"),
-        (["convert", *map(str, PAIR), "x" * 240 + ".safetensors"], "a name of more than 200 bytes"),
+        (["convert", *map(str, PAIR), "x" * 250 + ".safetensors"], "a name of more than 255 bytes"),
         (["convert", "~nobody-of-this-name/x.pt", "out.safetensors"], "invalid user_path value"),
         (["convert"], "the following arguments are required"),
         (["conver"], "invalid choice: 'conver'"),

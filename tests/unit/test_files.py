@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neti.utils.errors import UserError
-from neti.utils.files import parse_json_object, read_json_object, read_text, require_file, user_path
+from neti.utils.files import parse_json_object, read_json_object, read_text, require_file, user_path, write_atomically
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 3840\n"
 
@@ -90,6 +90,12 @@ def test_a_json_file_is_named(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"the index {path} is damaged: JSON must be an object {{...}}, and this is a list; take another copy"
     )
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ä" * 127, "a"])
+def test_a_file_may_have_the_longest_name_there_is(tmp_path: Path, name: str) -> None:
+    write_atomically(tmp_path / name, lambda file: file.write(b"whole"))
+    assert (tmp_path / name).read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ from neti.models.methods import XTI, NeTI, NeTIConfig, TextualInversion, WordVec
 from neti.training.config.run import RunConfig
 from neti.utils.config.parsing import parse_config, save_yaml, to_plain_dict
 from neti.utils.errors import UserError
-from neti.utils.image_files import write_png
+from neti.utils.images.png import write_png
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference" / "default"
 D = 32
@@ -125,7 +125,8 @@ def pieces_of(text: str) -> st.SearchStrategy[str]:
 
 KEYS = pieces_of(
     "prompts seeds concepts mixtures style_mixing truncation_idxs steps input_dir batch_size guidance_scale log data "
-    "model optim eval max_train_steps seed pe_sigmas exp_name num_denoising_steps validation_prompts method"
+    "model optim eval max_train_steps seed pe_sigmas exp_name num_denoising_steps validation_prompts method "
+    "negative_prompt inference_dir revision word log.exp_name log.exp_dir data.super_category_token model.revision"
 )
 SIGNS = (
     pieces_of("[ ] { } , : - ? & * ! | > % @ ` ' \" # <<: &a *a !!python/name:os \n") | st.just(": ") | st.just("- ")
@@ -161,11 +162,11 @@ def test_yaml_of_any_pieces(folder: Path, kind: type, pieces: list[str]) -> None
     config_of(kind, folder, "".join(pieces))
 
 
-@fuzz(250)
-@given(kind=st.sampled_from([InferenceConfig, RunConfig]), tree=TREES, group=KEYS)
-def test_yaml_of_any_tree(folder: Path, kind: type, tree: dict[str, Any], group: str) -> None:
-    config_of(kind, folder, json.dumps(tree))
-    config_of(kind, folder, json.dumps({group: tree}))
+@fuzz(200)
+@given(kind=st.sampled_from([InferenceConfig, RunConfig]), tree=TREES, key=KEYS, leaf=LEAVES)
+def test_yaml_of_any_tree(folder: Path, kind: type, tree: dict[str, Any], key: str, leaf: Any) -> None:
+    for written in (tree, {key: tree}, {key: leaf}):
+        config_of(kind, folder, json.dumps(written))
 
 
 @fuzz(200)

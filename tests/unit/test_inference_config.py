@@ -119,7 +119,7 @@ def test_seed_ranges_and_dtype_aliases() -> None:
         (["--prompts", "a {}"], "no concept given; write concept: "),
         (["--prompts", "a {}", "--mapper_checkpoint_path", "m.pt"], "mapper_checkpoint_path and learned_embeds_path"),
         (["--prompts", "a {}", "--learned_embeds_path", "e.bin"], "mapper_checkpoint_path and learned_embeds_path"),
-        ([*ENOUGH, "--batch_size", "10000000000"], "batch_size = '10000000000' (command line): must be at least 1 and"),
+        ([*ENOUGH, "--batch_size", "10000000000"], "batch_size = '10000000000' (command line): must be at most 1024 ("),
         ([*NAMED, "--concepts", "{" + "7" * 12_000 + ": a}"], "concepts = '{777"),
         ([*NAMED, "--concepts", "{ä" + "7" * 300 + "ü!: a}"], "concepts: 'ä777"),
         ([*NAMED, "--mixtures", "{x: [{concept: mug, layers: [[MID]]}]}"], "mixtures = "),

@@ -210,6 +210,22 @@ def test_the_gallery_knows_what_is_unfinished(tmp_path: Path) -> None:
         gallery.unfinished(changed)
 
 
+def test_a_place_that_cannot_take_images_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / RECIPE.prompt).touch()
+    Gallery(tmp_path / "new" / "deep").require_writable()
+    for place in ("file", "file/below", "nowhere", "x" * 300):
+        gallery = Gallery(tmp_path / place)
+        assert gallery.unfinished([RECIPE]) == [RECIPE]
+        with pytest.raises(UserError, match="cannot write to inference_dir"):
+            gallery.require_writable()
+    with pytest.raises(UserError, match="is in the place of a folder of images"):
+        Gallery(tmp_path / "taken").unfinished([RECIPE])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "nowhere", "taken"], "nothing is made"
+
+
 def test_prompts_that_differ_get_folders_that_differ(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path)
     prompts = ["a {}", "a/{}", "a\\{}", "../{}", "..", "{}." * 200, "{}." * 201, "CON", "ein {} ☃"]
