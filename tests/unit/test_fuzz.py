@@ -37,7 +37,7 @@ from neti.models.methods import XTI, NeTI, NeTIConfig, TextualInversion, WordVec
 from neti.training.config.run import RunConfig
 from neti.utils.config.parsing import parse_config, save_yaml, to_plain_dict
 from neti.utils.errors import UserError
-from neti.utils.image_files import write_png
+from neti.utils.images.png import write_png
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference" / "default"
 D = 32
