@@ -70,7 +70,7 @@ def test_every_preset_goes_on_top_of_a_recipe() -> None:
 
 def test_train_yaml_is_the_papers_recipe() -> None:
     recipe = to_plain_dict(parse_config(RunConfig, ["--config_path", str(FOLDER / "train.yaml")]))
-    names = ["log.exp_name=x", "data.train_data_dir=x", "data.placeholder_token=x", "data.super_category_token=x"]
+    names = ["log.exp_name=x", "data.train_data_dir=x", "data.placeholder_token=<x>", "data.super_category_token=x"]
     defaults = to_plain_dict(parse_config(RunConfig, [f"--{name}" for name in names]))
     changed = {
         f"{group}.{key}"
