@@ -48,4 +48,5 @@ setup(
     },
     # exact pins live in environment/requirements.txt
     install_requires=[compatible(line) for line in requirements("requirements.txt")],
+    extras_require={"cluster": [compatible(line) for line in requirements("requirements-cluster.txt")]},
 )

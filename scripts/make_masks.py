@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 try:
     from neti.training.data.photos import find_images
     from neti.utils.devices import pick_device
-    from neti.utils.errors import UserError, exit_on_user_error
+    from neti.utils.errors import ArgumentParser, UserError, exit_on_user_error
+    from neti.utils.files import user_path
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
@@ -27,11 +27,11 @@ UNSURE = 0.5  # a surest point below this probability: the model does not see th
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Find the photos, load the model, write what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the folder of photos")
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=user_path, help="the folder of photos")
     parser.add_argument("word", help="what to look for: the super category, such as mug")
     parser.add_argument("--model", default="CIDAS/clipseg-rd64-refined", help="hub name or folder of a CLIPSeg model")
-    parser.add_argument("--masks_dir", type=Path, help="another folder for the masks; left out: beside the photos")
+    parser.add_argument("--masks_dir", type=user_path, help="another folder for the masks; left out: beside the photos")
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
     arguments = parser.parse_args(argv)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from tiny_judge import photos, save_clip
 
-from neti.training.studies.reproduction.plan_config import ReproductionConfig
+from neti.training.studies.reproduction.config import ReproductionConfig
 from neti.utils.config.parsing import parse_config
 
 SMALL = "--model.mapper_hidden_dim 16 --model.num_pe_frequencies 16"  # of NeTI's mapper

@@ -14,13 +14,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..conditioning.conditioning import Conditioning
 from .backbone import Backbone
 from .denoiser import Denoiser
 from .frame import Frame
-from .text import TextStack, TextTower
+from .text import text_stack
 
 GIB = 2**30
 _TRAINED_COPIES = 4  # of every trained number: itself, its gradient, AdamW's two moments; all float32
@@ -63,7 +63,8 @@ def estimate_memory(
     trained: numbers that are trained. text_rows: of the text encoder per sample, P where every place has words of its
         own and 1 where all share them.
     """
-    frozen = sum(part.numel() for module in (backbone.unet, backbone.text_encoder) for part in module.parameters())
+    kept = [backbone.unet, backbone.text_encoder, backbone.text_encoder_2]
+    frozen = sum(part.numel() for module in kept if module is not None for part in module.parameters())
     return MemoryEstimate(
         frozen=frozen * dtype.itemsize,
         trained=trained * _TRAINED_COPIES * torch.float32.itemsize,
@@ -84,19 +85,25 @@ def _activations(
     try:
         with FakeTensorMode():
             unet = UNet2DConditionModel.from_config(backbone.unet.config).requires_grad_(False).eval()
-            text_encoder = CLIPTextModel(backbone.text_encoder.config).requires_grad_(False).eval()
-            text = TextStack((TextTower(backbone.tokenizer, text_encoder),))
+            first = CLIPTextModel(backbone.text_encoder.config).requires_grad_(False).eval()
+            second, added = None, {}
+            if backbone.text_encoder_2 is not None:
+                second = CLIPTextModelWithProjection(backbone.text_encoder_2.config).requires_grad_(False).eval()
+                width = int(backbone.text_encoder_2.config.projection_dim or 0)
+                pooled = torch.empty(batch, width, requires_grad=True)
+                added = {"text_embeds": pooled, "time_ids": torch.empty(batch, 6)}
+            text = text_stack(backbone.tokenizer, first, backbone.tokenizer_2, second)
             frame = backbone.frame
             if checkpointing:
                 text.enable_gradient_checkpointing()
             denoiser = Denoiser(_Sketch(unet, frame), gradient_checkpointing=checkpointing)
-            counter = _SavedBytes(unet, text_encoder)
+            counter = _SavedBytes(unet, *(tower.encoder for tower in text.towers))
             with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda saved: saved):
                 embeddings = torch.empty(text_rows * batch, frame.tokens, frame.text_width, requires_grad=True)
                 encoded = text.finish(text.states(embeddings)).unflatten(0, (text_rows, batch))
                 encoded = encoded.expand(frame.num_places, -1, -1, -1)
                 latents = torch.empty(batch, backbone.latent_channels, side, side)
-                denoiser(latents, torch.zeros(batch, dtype=torch.long), Conditioning(encoded, encoded))
+                denoiser(latents, torch.zeros(batch, dtype=torch.long), Conditioning(encoded, encoded, added=added))
             return counter.total
     finally:
         torch.set_default_dtype(default)

@@ -21,8 +21,8 @@ _OTHER_TOOLS = (  # what people write for other tools, and a text encoder would 
         r"(^|\s)--[a-zA-Z][\w-]*(?=[\s=]|$)",
         "an option of other tools: seeds, steps, sizes, negative prompts are keys here",
     ),
-    (r"[^\s\d]\s*:\s*[+-]?\d*\.?\d+\s*[)\]]", "a weight of other tools: there are none here"),
-    (r"\(\(|\)\d*\.\d+|[)}](\++|--+)(?=[\s,.]|$)", "a weight of other tools: there are none here"),
+    (r"[^\s\d]\s*:\s*[+-]?\d{0,6}\.?\d{1,6}\s*[)\]]", "a weight of other tools: there are none here"),
+    (r"\(\(|\)\d{0,6}\.\d|[)}](\++|--+)(?=[\s,.]|$)", "a weight of other tools: there are none here"),
     (r"\[[^\[\]]*\|[^\[\]]*\]|\\[()\[\]]", "a choice or an escape of other tools: write the words themselves"),
     (r"(?i)<(lora|lyco|hypernet|hypernetwork|ti):|\bembedding:\S", "a file of other tools: concepts are keys here"),
 )
@@ -119,6 +119,7 @@ VALIDATION_PROMPTS = (
     "A painting of {} in the style of Monet",
 )
 
+MAX_PROMPT = 2000  # characters; text encoders read 77 tokens
 MAX_PLACEHOLDER = 100  # characters; it stands in prompts, messages and the names of files
 MAX_NAME_BYTES = 120  # file systems allow 255 (some 143); what is appended to a name must fit too
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029]')
@@ -151,6 +152,11 @@ class Prompt:
         Raises UserError for other words in braces, and for what other tools read as options or weights; braces without
         a letter are ordinary text.
         """
+        if len(text) > MAX_PROMPT:
+            raise UserError(
+                f"the prompt {shown(text)} has {len(text)} characters; at most {MAX_PROMPT} are read here, and some "
+                "hundred by the text encoder"
+            )
         for pattern, what in _OTHER_TOOLS:
             if match := re.search(pattern, text):
                 raise UserError(f"the prompt {shown(text)} has {shown(match[0].strip())}, {what}; take it out")

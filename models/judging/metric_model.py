@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,6 +20,7 @@ from transformers import AutoConfig, AutoModel, CLIPModel, CLIPTokenizer
 
 from ...utils.errors import UserError, first_line
 from ...utils.hashing import weights_hash
+from ..backbone.files.hub import snapshot
 from ..backbone.loading import BUNDLED, HUB_NAME
 from .input import MetricInput
 from .resizing import Resizing
@@ -159,13 +159,7 @@ def _folder(name_or_path: str, revision: str | None, key: str) -> Path:
             f"{key} {name_or_path!r}: no such folder; give a transformers folder, a hub name such as "
             "'openai/clip-vit-base-patch32', or 'miniature-judge'"
         )
-    try:
-        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=["*.json", "*.txt"]))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{key} {name_or_path!r}: no such folder here, and the hub repository could not be fetched and is not "
-            f"cached ({first_line(error)}); check the name and the network, or pass the path of a local folder"
-        ) from error
+    return snapshot(name_or_path, revision, ["*.json", "*.txt"], key)
 
 
 def _complete(model_class: Any, source: str | Path, revision: str | None, unused: str = "\0", **options: Any) -> Any:

@@ -118,7 +118,10 @@ def test_an_export_has_the_settings_that_are_bundled(tmp_path):
 
 
 def test_every_sampler_draws_the_seeds_picture():
-    """They differ far less than two seeds do: by 2 to 7 of 255 at 25 steps, and seeds by 38."""
+    """They differ far less than two seeds do: by 2 to 4 of 255 at 25 steps, and seeds by 38.
+
+    But for those that draw new noise at every step: theirs is another picture.
+    """
     backbone = Backbone.from_pretrained("miniature")
 
     def picture(scheduler, seed=1):
@@ -129,7 +132,7 @@ def test_every_sampler_draws_the_seeds_picture():
 
     first = picture("dpmsolver++")
     assert abs(first - picture("dpmsolver++", seed=2)).mean() > 30
-    for name in SCHEDULERS:
+    for name in SCHEDULERS.keys() - {"euler_a", "lcm"}:
         assert abs(first - picture(name)).mean() < 10, name
 
 

@@ -17,6 +17,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from model_files import make_counterfeit, one_file
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_sd2 import make_tiny_sd2
 from training_runs import arguments, write_images
 
 from neti.models.backbone.backbone import Backbone
@@ -98,6 +99,20 @@ def test_a_checkpoint_in_one_file_by_a_relative_path(
     assert call("inference", *drawing(tmp_path, tiny_backbone_folder, inference_dir=tmp_path / "folder")) == 0
     pictures = [np.asarray(Image.open(next((tmp_path / name).glob("*/1.png")))) for name in ("file", "folder")]
     assert (pictures[0] == pictures[1]).all()
+
+
+def test_stable_diffusion_2(call: Callable[..., int], tmp_path: Path) -> None:
+    """From its own resolution, velocities and padding to a picture of 768 pixels, in float32 and in half precision."""
+    model = make_tiny_sd2(tmp_path / "sd-2-1")
+    write_images(tmp_path / "images")
+    assert call("train", *training(tmp_path, model)) == 0
+    pictures = []
+    for dtype in ("fp32", "fp16"):
+        keys = {"inference_dir": tmp_path / dtype, "torch_dtype": dtype, "num_denoising_steps": 1}
+        assert call("inference", *drawing(tmp_path, **keys)) == 0
+        pictures.append(np.asarray(Image.open(next((tmp_path / dtype).glob("*/1.png"))), dtype=float))
+    assert pictures[0].shape == (768, 768, 3)
+    assert abs(pictures[0] - pictures[1]).mean() < 3
 
 
 @pytest.mark.parametrize("channels", [9, 5, 8])

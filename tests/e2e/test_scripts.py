@@ -29,6 +29,7 @@ MISTAKES = {
     "pretrain_miniature": NO_CONFIG,
     "reproduce_paper": NO_CONFIG,
     "train": NO_CONFIG,
+    "train_many": NO_CONFIG,
     "train_elite": NO_CONFIG,
 }
 

@@ -253,6 +253,35 @@ def test_bf16_keeps_the_concept_in_float32(root: Path, tiny_backbone_folder: Pat
     assert not torch.equal(*(tensors(root, step)["mapper.output_layer.weight"] for step in (2, 4)))
 
 
+def test_masks_and_buckets_are_resumed_and_cut_otherwise_too(root: Path, tiny_backbone_folder: Path) -> None:
+    (root / "masks").mkdir()
+    for number, width in enumerate((64, 128, 64)):
+        Image.effect_noise((width, 64), 80).convert("RGB").save(root / "images" / f"{number}.png")
+        Image.linear_gradient("L").resize((width, 64)).save(root / "masks" / f"{number}.png")
+    changes = {
+        "data__masks": "folder",
+        "data__masks_dir": root / "masks",
+        "data__outside_mask": "frozen",
+        "data__square_mode": "bucket",
+    }
+    launch(make_config(root, tiny_backbone_folder, **changes))
+    state = root / "runs" / "toy" / "checkpoints" / "step-2.pt"
+    shutil.copytree(root / "masks", root / "elsewhere")
+    moved = {**changes, "data__masks_dir": root / "elsewhere"}
+    launch(make_config(root, tiny_backbone_folder, **moved, log__exp_name="branch", resume=state))
+    assert_same_bits(tensors(root, 4, "branch"), tensors(root, 4))
+    cut = {"optim__train_batch_size": 2, "optim__gradient_accumulation_steps": 1}
+    launch(make_config(root, tiny_backbone_folder, **changes, **cut, log__exp_name="cut"))
+    for name, tensor in tensors(root, 4).items():
+        torch.testing.assert_close(tensors(root, 4, "cut")[name], tensor, rtol=0, atol=1e-4)
+    launch(make_config(root, tiny_backbone_folder, **{**changes, "data__outside_mask": "ignore"}, log__exp_name="none"))
+    assert not torch.equal(*(tensors(root, 4, name)["mapper.output_layer.weight"] for name in ("toy", "none")))
+
+    Image.new("L", (64, 64), 9).save(root / "masks" / "0.png")
+    with pytest.raises(UserError, match=r"images and captions\) was"):
+        launch(make_config(root, tiny_backbone_folder, **changes, log__exp_name="other", resume=state))
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup"])
 def test_resume_restores_everything(root: Path, tiny_backbone_folder: Path, schedule: str) -> None:
     changes = {"optim__lr_scheduler": schedule, "optim__lr_warmup_steps": 2, "log__save_steps": 3}

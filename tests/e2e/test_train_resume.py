@@ -50,6 +50,41 @@ def losses(root: Path, name: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_folder(root, name) / "metrics.jsonl").read_text().splitlines()]
 
 
+def start_script(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+ALONE = """
+from accelerate import Accelerator
+from neti.training.coach.launch import one_for_all
+from neti.utils.errors import UserError, exit_on_user_error
+
+@exit_on_user_error
+def main():
+    accelerator = Accelerator(cpu=True)
+    with one_for_all(accelerator):
+        if accelerator.process_index == 1:
+            raise UserError("seen by the second")
+    raise AssertionError("the first goes on alone")
+
+raise SystemExit(main())
+"""
+
+
+def run_twice(script: list[str]) -> subprocess.CompletedProcess[str]:
+    """The script in two processes that know of each other."""
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([sys.executable, *launcher, *script], capture_output=True, text=True, env=environment)
+
+
 def check_same_run(root: Path, name: str) -> None:
     """The run `name` ended exactly as the uninterrupted one: concepts, losses, and nothing half-written."""
     for step in (2, STEPS // 2, STEPS):
@@ -102,7 +137,7 @@ def test_killed_between_any_two_writes(root: Path, tiny_backbone_folder: Path) -
         process = start_process(config, killed_before=number)
         process.join()
         if process.exitcode == 0:
-            break  # there was no such change: this run is the one left alone
+            break  # there is no such change: this run was left alone
         assert process.exitcode == -signal.SIGKILL
         again = start_process(config)
         again.join()
@@ -119,24 +154,22 @@ def test_killed_between_any_two_writes(root: Path, tiny_backbone_folder: Path) -
         assert (folder / "validation/step-2.png").read_bytes() == (whole / "validation/step-2.png").read_bytes()
 
 
-def test_interrupt_saves_and_tells_how_to_go_on(root: Path, tiny_backbone_folder: Path, uninterrupted: float) -> None:
-    words = arguments(root, tiny_backbone_folder, log__exp_name="interrupted", optim__max_train_steps=STEPS)
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    folder = run_folder(root, "interrupted")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_tells_how_to_go_on(
+    root: Path, tiny_backbone_folder: Path, uninterrupted: float, number: signal.Signals
+) -> None:
+    name = f"stopped-by-{number.name}"
+    words = arguments(root, tiny_backbone_folder, log__exp_name=name, optim__max_train_steps=STEPS)
+    process = start_script(words)
+    folder = run_folder(root, name)
     while not list(folder.glob("checkpoints/step-*.pt")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert "Traceback" not in err
-    stopped_at = int(re.search(r"stopped by SIGINT after step (\d+), all saved", out)[1])
+    stopped_at = int(re.search(rf"stopped by {number.name} after step (\d+), all saved", out)[1])
     assert 2 <= stopped_at < STEPS
     assert (folder / "checkpoints" / f"step-{stopped_at}.pt").exists()
 
@@ -145,7 +178,20 @@ def test_interrupt_saves_and_tells_how_to_go_on(root: Path, tiny_backbone_folder
     resumed = start_process(parse_config(RunConfig, command[2:]))
     resumed.join()
     assert resumed.exitcode == 0
-    check_same_run(root, "interrupted")
+    check_same_run(root, name)
+
+
+def test_a_reader_that_leaves_does_not_end_the_training(
+    root: Path, tiny_backbone_folder: Path, uninterrupted: float
+) -> None:
+    """As `train.py | head -1`, and the terminal closes too."""
+    process = start_script(arguments(root, tiny_backbone_folder, log__exp_name="unread", optim__max_train_steps=STEPS))
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith("run ")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait() == 0
+    check_same_run(root, "unread")
 
 
 def test_full_disk_leaves_what_was_saved(root: Path, tiny_backbone_folder: Path, uninterrupted: float) -> None:
@@ -187,12 +233,7 @@ def test_two_processes_train_the_same_concept(root: Path, tiny_backbone_folder: 
         eval__validation_seeds=3,
         eval__num_denoising_steps=2,
     )
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), *words], capture_output=True, text=True, env=environment
-    )
+    done = run_twice([str(SCRIPT), *words])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done: ") == 1, "one process speaks for both"
     assert "x processes 2" in done.stdout
@@ -207,3 +248,15 @@ def test_two_processes_train_the_same_concept(root: Path, tiny_backbone_folder: 
     assert {r["learning_rate"] for r in double} == {r["learning_rate"] for r in single}
     assert (run_folder(root, "two") / "validation" / f"step-{STEPS}.png").exists()
     assert not list(run_folder(root, "two").rglob(".*"))
+
+
+def test_what_one_process_finds_wrong_stops_both_with_one_line(root: Path, tiny_backbone_folder: Path) -> None:
+    wrong = {"data__super_category_token": "teddytoy"}
+    both = run_twice([str(SCRIPT), *arguments(root, tiny_backbone_folder, log__exp_name="new", **wrong)])
+    assert len(errors := [line for line in both.stderr.splitlines() if line.startswith("error:")]) == 1, both.stderr
+    assert "one is needed" in errors[0]
+
+    script = root / "alone.py"
+    script.write_text(ALONE)
+    alone = run_twice([str(script)])
+    assert [line for line in alone.stderr.splitlines() if line.startswith("error:")] == ["error: seen by the second"]

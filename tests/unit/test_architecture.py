@@ -87,7 +87,7 @@ def test_a_folder_shows_under_ten_names():
 
 
 def test_versions_are_pinned():
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-cluster.txt", "requirements-dev.txt"):
         lines = (ROOT / "environment" / name).read_text().splitlines()
         wanted = [line for line in lines if line and not line.startswith("#")]
         assert wanted and all("==" in line for line in wanted)

@@ -129,7 +129,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "big.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     Image.new("RGB", (2, 2)).save(tmp_path / "shown.eps")  # PostScript is a program
     (tmp_path / "shown.eps").rename(tmp_path / "shown.png")
-    for name, told in [
+    for name, words in [
         ("none.png", "does not exist"),
         ("linked.jpg", "is a link to nowhere.jpg, which does not exist"),
         ("cut.jpg", "truncated"),
@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("big.jpg", "is a Git LFS pointer, not the image itself; run `git lfs pull`"),
         ("shown.png", "it is no image"),
     ]:
-        with pytest.raises(UserError, match=told) as caught:
+        with pytest.raises(UserError, match=words) as caught:
             load_image(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -285,6 +285,24 @@ def test_greys_are_those_that_the_profile_means(tmp_path: Path, mode: str) -> No
     loaded, remarks = read_image(save(tmp_path, image, "grey.png", icc_profile=LINEAR_GREY))
     assert remarks == []
     assert all(abs(value - 137) < 3 for value in loaded.getpixel((4, 4)))  # type: ignore[union-attr]
+
+
+def test_inks_are_those_that_the_profile_means(tmp_path: Path) -> None:
+    """Of all inks only magenta with yellow prints anything here, and that is green."""
+    table = bytearray(bytes([255, 128, 128]) * 16)  # L, a, b of every mix of 0 and 100% of the four inks: white
+    table[3 * 0b0110 : 3 * 0b0110 + 3] = [224, 42, 211]  # the magenta and yellow one
+    ramp = bytes(range(256))
+    head = b"mft1" + bytes(4) + bytes([4, 3, 2, 0])
+    identity = struct.pack(">9i", *(65536 * (row == column) for row in range(3) for column in range(3)))
+    lookup = {"A2B0": head + identity + ramp * 4 + bytes(table) + ramp * 3}
+    inks = profile("CMYK", lookup)
+    inks = inks[:12] + b"prtr" + inks[16:20] + b"Lab " + inks[24:]
+    loaded, remarks = read_image(
+        save(tmp_path, Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "print.tif", icc_profile=inks)
+    )
+    assert remarks == []
+    red, green, blue = loaded.getpixel((8, 8))  # type: ignore[misc]
+    assert green > 200 > 90 > max(red, blue)
 
 
 def test_a_grey_image_may_have_the_profile_of_colours(tmp_path: Path) -> None:

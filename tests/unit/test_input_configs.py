@@ -6,16 +6,20 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from neti.models.generation.config import InferenceConfig
+from neti.models.methods.perfusion.config import PerfusionOptions
 from neti.training.config.options import NormRule
 from neti.training.config.run import ModelConfig, RunConfig
 from neti.training.elite.config import EncoderConfig
 from neti.training.evaluation.config import MetricsConfig
+from neti.training.jobs.many_config import ManyConfig
 from neti.training.miniature.pretraining.config import MiniatureConfig
 from neti.training.miniature.report.config import ReportConfig
 from neti.training.studies.benchmark.config import BenchmarkConfig
 from neti.training.studies.mixing.config import MixingConfig
-from neti.training.studies.reproduction.plan_config import ReproductionConfig
+from neti.training.studies.reproduction.config import ReproductionConfig
 from neti.utils.config.parsing import Config, parse_config, to_plain_dict
 
 FOLDER = Path(__file__).parents[2] / "input_configs"
@@ -29,6 +33,7 @@ CONFIGS: dict[str, type[Config]] = {
     "benchmark": BenchmarkConfig,
     "measure_mixing": MixingConfig,
     "reproduce_paper": ReproductionConfig,
+    "train_many": ManyConfig,
 }
 DATA = {"concepts.yaml"}  # a table of the demo concepts, not a config
 PRESETS = {"reference.yaml", "paper.yaml", "compact.yaml"}  # laid over a training recipe
@@ -80,3 +85,14 @@ def test_train_yaml_is_the_papers_recipe() -> None:
     }
     own = {"log.exp_name", "data.train_data_dir", "data.placeholder_token", "data.super_category_token"}
     assert changed == own | {"eval.validation_steps"}  # 250 in the public recipe, where the code's default is 100
+
+
+def test_train_perfusion_is_the_papers_recipe() -> None:
+    recipe = parse_config(RunConfig, ["--config_path", str(FOLDER / "train_perfusion.yaml")])
+    optim, perfusion = recipe.optim, recipe.model.perfusion
+    assert (optim.max_train_steps, optim.train_batch_size * optim.gradient_accumulation_steps) == (400, 16)
+    assert not optim.scale_lr
+    scales = (perfusion.value_lr_scale, perfusion.word_lr_scale)
+    assert [optim.learning_rate * scale for scale in scales] == pytest.approx([0.03, 0.006])
+    assert (perfusion.beta, perfusion.tau, perfusion.inference_beta, perfusion.inference_tau) == (0.75, 0.1, 0.7, 0.15)
+    assert perfusion == replace(PerfusionOptions(), covariance="covariance_sd14.safetensors"), "else the defaults"

@@ -49,7 +49,7 @@ def test_every_job_is_done_once_after_what_it_needs_and_workers_load_once(
 ) -> None:
     jobs = [job("b", needs="a"), job("c", needs="a"), *(job(f"free{k}", seconds=0.05) for k in range(6)), job("a")]
     lines: list[str] = []
-    assert run_jobs(jobs, results, pool, logs=tmp_path / "logs", tell=lines.append) == []
+    assert run_jobs(jobs, results, pool, logs=tmp_path / "logs", show=lines.append) == []
     assert sorted(done(tmp_path)) == sorted(each.name for each in jobs)
     assert results.result(jobs[0])["needed"] == results.result(jobs[-1])
     assert len((tmp_path / "loaded").read_text().splitlines()) == 2, "whatever is loaded serves all jobs of a worker"
@@ -75,7 +75,7 @@ def test_a_failure_is_no_other_jobs(pool: ProcessPool, results: Results, tmp_pat
         *(job(f"free{k}") for k in range(3)),
     ]
     lines: list[str] = []
-    failures = run_jobs(jobs, results, pool, logs=tmp_path / "logs", attempts=2, tell=lines.append)
+    failures = run_jobs(jobs, results, pool, logs=tmp_path / "logs", attempts=2, show=lines.append)
     assert {failure.job.name: failure.error for failure in failures} == {
         "mistake": "the photo is broken; two lines of it",
         "fail": "RuntimeError: always",

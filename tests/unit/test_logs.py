@@ -9,7 +9,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from accelerate import Accelerator
@@ -136,16 +136,28 @@ def test_a_tracker_that_fails_does_not_end_the_training(run: RunFolder, accelera
     assert len(lines(run.metrics)) == 2
 
 
-def test_a_reader_that_leaves_does_not_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def unread_stream() -> TextIO:
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing, "w") as stream:
-        for name in ("stdout", "stderr"):
-            monkeypatch.setattr(sys, name, stream)
+    return os.fdopen(writing, "w")
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_reader_that_leaves_does_not_end_the_training(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Before the bar is drawn, which it is when it is made, or later."""
+    with unread_stream() as out, unread_stream() as unread, open(os.devnull, "w") as read:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", read if steps else unread)
         console = Console()
+        console.note("planned")
+        console.started(0, 4)
+        for step in range(1, 5):
+            if step > steps:
+                monkeypatch.setattr(console._bar, "fp", unread) if console._bar else None
+            console.stepped(step, 0.5)
+        monkeypatch.setattr(sys, "stderr", unread)
+        console.note("warning: no grid")
         console.note("done")
-        console.started(0, 2)
-        console.stepped(1, 0.5)
-        console.note("warning: and this")
         console.stopped()
-        print("and nothing waits in the buffer", file=stream, flush=True)
+        for stream in (out, unread):
+            print("and nothing waits in the buffer", file=stream, flush=True)

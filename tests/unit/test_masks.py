@@ -66,9 +66,13 @@ def test_masks_lie_in_a_folder_of_their_own(folder: Path, name: str) -> None:
     masks.mkdir()
     Image.fromarray(LEFT[:, ::-1]).save(masks / name, lossless=True)
     Image.fromarray(LEFT).save(masks / "b.png")
+    Image.fromarray(LEFT).save(masks / "c.png")
     data = dataset(folder, masks_dir=masks)
     assert data.mask_paths == [masks / name, masks / "b.png"]
-    assert data.notes == ["skipped a-masklabel.png, b_bg.png: a mask, which data.masks = folder uses"]
+    assert data.notes == [
+        "skipped a-masklabel.png, b_bg.png: a mask, which data.masks = folder uses",
+        "skipped masks/c.png: a mask of no photo",
+    ]
     np.testing.assert_array_equal(masks_of(data, 0)[0, :, 9:], 1)
 
 

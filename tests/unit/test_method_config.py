@@ -33,6 +33,6 @@ def test_defaults_are_the_methods_own() -> None:
 def test_every_changed_setting_arrives() -> None:
     plain, changed = asdict(NeTIConfig()), asdict(method_config(CHANGED))
     same = {name for name in plain if plain[name] == changed[name]}
-    assert same == {"use_layer"}, "the one that CHANGED leaves alone: both axes off is an error"
+    assert same == {"use_layer", "target_norm_2"}, "both axes off is an error; a second encoder has its own norm"
     assert not method_config(ModelConfig(use_layer=False)).use_layer
     assert (changed["sigma_t"], changed["sigma_l"], changed["bypass_alpha"]) == (0.1, 3.0, 0.1)

@@ -94,7 +94,7 @@ def test_ordinary_punctuation_stays(right: str) -> None:
 
 
 def test_a_long_prompt_does_not_fill_the_screen() -> None:
-    for text in ("{x y}" + "x" * 12_000, "{mug:" + "9" * 5000 + "}", "{" + "x y" * 5000 + "}"):
+    for text in ("{x y}" + "x" * 1_900, "a {} " + "x" * 12_000, "{mug:" + "9" * 5000 + "}", "{" + "x y" * 5000 + "}"):
         with pytest.raises(UserError) as caught:
             Prompt.parse(text)
         assert len(str(caught.value)) < 700

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from neti.training.evaluation.scores import IMAGE, TEXT
-from neti.training.studies.reproduction.cells import Choice
 from neti.training.studies.reproduction.claims import (
     CONFIRMED,
     NOT_CONFIRMED,
@@ -19,9 +18,16 @@ from neti.training.studies.reproduction.claims import (
     Finding,
     reading,
 )
-from neti.training.studies.reproduction.intervals import image_at_text, steps_to_reach
-from neti.training.studies.reproduction.measurements import WORD, ConceptScores, Condition, Measurements
-from neti.training.studies.reproduction.selection import Candidate, Rails, choose, edges
+from neti.training.studies.reproduction.measurements import (
+    WORD,
+    ConceptScores,
+    Condition,
+    Measurements,
+    image_at_text,
+    steps_to_reach,
+)
+from neti.training.studies.reproduction.plan import Choice
+from neti.training.studies.reproduction.selection import Bounds, Candidate, choose, edges
 from neti.utils.statistics import Bootstrap, Estimate
 
 BOOTSTRAP = Bootstrap(samples=200, seed=0)
@@ -197,21 +203,21 @@ def test_reading_two_differences(image: int, text: int, expected: str) -> None:
     assert reading(ends(image), ends(text)) == expected
 
 
-RAILS = Rails(word_image=0.5, word_text=0.3, photos_image=0.9, photos_text=0.1)
+BOUNDS = Bounds(word_image=0.5, word_text=0.3, photos_image=0.9, photos_text=0.1)
 
 
-def test_scores_lie_between_the_rails() -> None:
-    assert RAILS.relative(0.7, 0.15) == pytest.approx((0.5, 0.25))
-    assert RAILS.score(0.7, 0.15) == pytest.approx(2 / (1 / 0.5 + 1 / 0.25))
-    assert RAILS.score(0.9, 0.3) == pytest.approx(1)
-    assert RAILS.score(0.9, 0.1) == 0, "the photos themselves: no editing"
-    assert RAILS.score(0.4, 0.3) == pytest.approx(-0.25), "worse than the word alone"
+def test_scores_lie_between_the_bounds() -> None:
+    assert BOUNDS.relative(0.7, 0.15) == pytest.approx((0.5, 0.25))
+    assert BOUNDS.score(0.7, 0.15) == pytest.approx(2 / (1 / 0.5 + 1 / 0.25))
+    assert BOUNDS.score(0.9, 0.3) == pytest.approx(1)
+    assert BOUNDS.score(0.9, 0.1) == 0, "the photos themselves: no editing"
+    assert BOUNDS.score(0.4, 0.3) == pytest.approx(-0.25), "worse than the word alone"
 
 
-def test_rails_that_span_no_scale_are_left_out() -> None:
-    blind = Rails(word_image=0.5, word_text=0.1, photos_image=0.9, photos_text=0.1)
+def test_bounds_that_span_no_scale_are_left_out() -> None:
+    blind = Bounds(word_image=0.5, word_text=0.1, photos_image=0.9, photos_text=0.1)
     assert blind.score(0.7, 0.9) == pytest.approx(0.5)
-    assert Rails(0.9, 0.1, 0.5, 0.3).score(0.7, 0.2) == 0
+    assert Bounds(0.9, 0.1, 0.5, 0.3).score(0.7, 0.2) == 0
 
 
 def test_the_best_pair_is_chosen_for_each_method() -> None:

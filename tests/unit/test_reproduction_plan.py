@@ -1,4 +1,4 @@
-"""Plans: what the files in input_configs ask for, mistakes in a plan, the cells, their names and their hashes."""
+"""Plans: what the files in input_configs ask for, mistakes in a plan, the jobs, their names and their hashes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import pytest
 from tiny_plan import read_plan, write_plan
 
 from neti.training.config.run import RunConfig
-from neti.training.studies.reproduction.board import Board, Contents, matching, with_required
-from neti.training.studies.reproduction.cells import (
-    Cell,
+from neti.training.jobs.job import matching
+from neti.training.studies.reproduction.check import check_plan, describe_plan
+from neti.training.studies.reproduction.config import ReproductionConfig
+from neti.training.studies.reproduction.page.sizes import sd14_bytes
+from neti.training.studies.reproduction.plan import (
     Choice,
+    Contents,
     Drawing,
+    Plan,
+    Task,
     Training,
-    amount,
-    longest,
-    main_cells,
-    search_cells,
+    with_needed,
+    work_of,
 )
-from neti.training.studies.reproduction.plan_config import ReproductionConfig
-from neti.training.studies.reproduction.plan_text import check_plan, describe_plan
-from neti.training.studies.reproduction.processes import Process, leave_the_group
-from neti.training.studies.reproduction.results import sd14_bytes
 from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
 
@@ -42,17 +41,16 @@ def plan(folder: Path) -> ReproductionConfig:
     return read_plan(folder / "plan.yaml")
 
 
-def trainings(cells: list[Cell]) -> list[Training]:
-    return [cell for cell in cells if isinstance(cell, Training)]
+def trainings(tasks: list[Task]) -> list[Training]:
+    return [task for task in tasks if isinstance(task, Training)]
 
 
-def drawings(cells: list[Cell]) -> list[Drawing]:
-    return [cell for cell in cells if isinstance(cell, Drawing)]
+def drawings(tasks: list[Task]) -> list[Drawing]:
+    return [task for task in tasks if isinstance(task, Drawing)]
 
 
 def contents(config: ReproductionConfig) -> Contents:
-    sources = (*config.concept_sources, *config.tuning_sources)
-    return Contents("model", "judge", {source.name: f"photos of {source.name}" for source in sources})
+    return Contents("model", "metric model", {source.name: f"photos of {source.name}" for source in config.sources})
 
 
 @pytest.mark.parametrize("name", ["miniature", "sd14"])
@@ -60,9 +58,10 @@ def test_the_plans_of_this_project(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(ROOT)
     config = read_plan(Path(f"input_configs/reproduction_{name}.yaml"))
     assert len(config.concepts) == 8 and len(config.tuning_concepts) == 2 and len(config.prompts) == 15
-    for training in trainings(search_cells(config)):
+    search = Plan(config).search()
+    for training in trainings(search):
         assert training.config.optim.learning_rate == training.rate
-    variants = {cell.method: cell.config.model for cell in trainings(search_cells(config))}
+    variants = {task.method: task.config.model for task in trainings(search)}
     base = variants["neti"]
     expected = {
         "neti": {},
@@ -98,24 +97,24 @@ def test_the_compact_preset_keeps_its_promise(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_search_tries_every_pair_on_every_tuning_concept(plan: ReproductionConfig) -> None:
-    cells = search_cells(plan)
-    assert [(t.method, t.rate, t.steps) for t in trainings(cells)] == [
+    tasks = Plan(plan).search()
+    assert [(t.method, t.rate, t.checkpoints[-1]) for t in trainings(tasks)] == [
         ("neti", 1e-2, 2),
         ("xti", 1e-2, 2),
         ("xti", 1e30, 2),
     ]
-    assert [d.step for d in drawings(cells)] == [0, 1, 2, 2, 2], "the rails, then every number of steps"
-    assert {d.images.name for d in drawings(cells)} == {"short"}
-    assert amount(cells) == (6, 5)
+    assert [d.step for d in drawings(tasks)] == [0, 1, 2, 2, 2], "the word, then every number of steps"
+    assert {d.images.name for d in drawings(tasks)} == {"short"}
+    assert [sum(amount for kind, amount in map(work_of, tasks) if kind == k) for k in ("steps", "images")] == [6, 5]
 
 
 def test_the_main_part_has_what_the_claims_need(plan: ReproductionConfig) -> None:
-    cells = main_cells(replace(plan, train_seeds=(0, 1)), CHOSEN)
-    assert len(cells) == len({cell.name for cell in cells}) == len(set(cells))
-    of_bear = [cell.name for cell in cells if cell.concept.name == "bear" and "seed1" not in cell.name]
+    tasks = Plan(replace(plan, train_seeds=(0, 1))).main(CHOSEN)
+    assert len(tasks) == len({task.name for task in tasks}) == len(set(tasks))
+    of_bear = [task.name for task in tasks if task.concept.name == "bear" and "seed1" not in task.name]
     neti, xti = "main.neti.bear.seed0.rate0.01", "main.xti.bear.seed0.rate0.01"
     assert of_bear == [
-        "rails.bear.full",
+        "word.bear.full",
         f"{neti}.train",
         f"{neti}.step1.full",
         f"{neti}.step1.short",
@@ -126,44 +125,55 @@ def test_the_main_part_has_what_the_claims_need(plan: ReproductionConfig) -> Non
         f"{xti}.step2.full",
         f"{xti}.step2.short",
     ]
-    assert {t.seed for t in trainings(cells)} == {0, 1}
-    assert {t.config.optim.seed for t in trainings(cells) if t.seed == 1} == {1}
+    assert {t.seed for t in trainings(tasks)} == {0, 1}
+    assert {t.config.optim.seed for t in trainings(tasks) if t.seed == 1} == {1}
+    assert {task.name for task in Plan(plan).main(CHOSEN)} <= Plan(plan).possible_names()
 
 
 def test_a_method_without_a_curve_trains_for_its_chosen_steps_alone(folder: Path, tiny_backbone_folder: Path) -> None:
     path = write_plan(folder, tiny_backbone_folder, methods=["no_bypass | 1e-2 | 1 2 4 | --model.output_bypass false"])
-    [first, *_] = trainings(main_cells(read_plan(path), {"no_bypass": Choice(1e-2, 2)}))
+    plan = Plan(read_plan(path))
+    [first, *_] = trainings(plan.main({"no_bypass": Choice(1e-2, 2)}))
     assert first.checkpoints == (2,) and not first.config.model.output_bypass
-    assert longest(read_plan(path)) == {"no_bypass": Choice(1e-2, 4)}
+    assert plan.longest() == {"no_bypass": Choice(1e-2, 4)}
 
 
 def test_a_key_holds_everything_a_result_depends_on_and_nothing_else(folder: Path, tiny_backbone_folder: Path) -> None:
-    def keys(**changes: object) -> list[str]:
+    def keys(known: Contents | None = None, **changes: object) -> list[str]:
         config = read_plan(write_plan(folder, tiny_backbone_folder, **changes))
-        board = Board(config, contents(config))
-        cells = main_cells(config, CHOSEN)
-        training, drawing = trainings(cells)[0], drawings(cells)[2]  # behind both rails
-        return [board.key(training), board.images_key(drawing), board.key(drawing)]
+        plan = Plan(config, known or contents(config))
+        tasks = plan.main(CHOSEN)
+        training, drawing = trainings(tasks)[0], drawings(tasks)[2]  # behind both words
+        return [plan.key(training), plan.images_key(drawing), plan.key(drawing)]
 
     plain = keys()
     assert keys() == plain
     elsewhere = {"work_dir": str(folder / "other"), "page": "x.md", "batch_size": 2, "device": "auto"}
-    assert keys(**elsewhere, bootstrap_samples=500, train_seeds=[0, 1]) == plain
-    judged = keys(placeholder="replaced")
-    assert judged[:2] == plain[:2] and judged[2] != plain[2], "measured anew, not drawn"
+    assert keys(**elsewhere, bootstrap_samples=500, train_seeds=[0, 1], jobs={"workers": 5}) == plain
+    measured = keys(placeholder="replaced")
+    assert measured[:2] == plain[:2] and measured[2] != plain[2], "measured anew, not drawn"
+    here = contents(read_plan(folder / "plan.yaml"))
+    for other in (
+        replace(here, metric_model="other"),
+        replace(here, compared="other references"),
+        replace(here, photos={**here.photos, "cube": "other photos of another concept"}),
+    ):
+        assert keys(other)[:2] == plain[:2] and keys(other)[2] != plain[2]
     more = keys(seeds=[0, 1])
     assert more[:2] == plain[:2] and more[2] != plain[2], "the images that are there are kept"
     drawn = keys(num_denoising_steps=3)
     assert drawn[0] == plain[0] and drawn[1] != plain[1] and drawn[2] != plain[2]
     trained = keys(methods=["neti | 1e-2 | 1 2 | --model.bypass_alpha 0.1", "xti | 1e-2 | 2 | --model.method xti"])
     assert not set(trained) & set(plain)
+    assert not set(keys(replace(here, model="other"))) & set(plain)
 
 
-def test_cells_are_found_by_name_and_come_with_what_they_need(plan: ReproductionConfig) -> None:
-    cells = main_cells(plan, CHOSEN)
-    [drawing] = matching(cells, "*.bear.*.truncation4.*")
-    assert [cell.name for cell in with_required([drawing])] == ["main.neti.bear.seed0.rate0.01.train", drawing.name]
-    assert matching(cells, "*.nobody.*") == []
+def test_jobs_are_found_by_name_and_come_with_what_they_need(plan: ReproductionConfig) -> None:
+    with_keys = Plan(plan, contents(plan))
+    jobs = with_keys.jobs(with_keys.main(CHOSEN))
+    [drawing] = matching(jobs, "*.bear.*.truncation4.*")
+    assert [job.name for job in with_needed([drawing], jobs)] == ["main.neti.bear.seed0.rate0.01.train", drawing.name]
+    assert matching(jobs, "*.nobody.*") == []
 
 
 @pytest.mark.parametrize(
@@ -180,6 +190,14 @@ def test_cells_are_found_by_name_and_come_with_what_they_need(plan: Reproduction
             {"methods": ["neti | 1e-3 | 2 | --optim.learning_rate=1"]},
             "sets optim.learning_rate, which the plan decides",
         ),
+        ({"methods": ["neti | 1e-3 | 2 | --optim.learning-rate 1"]}, "sets optim.learning_rate, which the plan"),
+        ({"methods": ["neti | 1e-3 | 2 | --resume latest"]}, "sets resume, which the plan decides"),
+        ({"methods": ["neti | 1e-3 | 2 | --help"]}, "asks for --help"),
+        ({"only": "nobody*"}, "only = 'nobody*' matches no job; a job's name is such as main.neti.bear."),
+        ({"redo": "nobody*"}, "redo = 'nobody*' matches no job"),
+        ({"seeds": [0, 0]}, "seeds: 0 is there twice"),
+        ({"references": ["nobody | ."]}, "references: 'nobody' is not among the concepts"),
+        ({"references": ["bear | ./nowhere"]}, "nowhere does not exist; check references"),
         ({"tuning_concepts": []}, "tuning_concepts is empty"),
         ({"tuning_concepts": ["bear | teddy | ."]}, "concepts and tuning_concepts: 'bear' is there twice"),
         ({"prompts": ["a bear"]}, "prompts: 'a bear' has no {}"),
@@ -202,17 +220,15 @@ def test_mistakes_are_told_before_anything_is_done(
     assert message in str(caught.value)
 
 
-def test_a_plan_tells_what_it_will_not_test(plan: ReproductionConfig) -> None:
-    told = describe_plan(plan, 1)
-    assert "no method is called textual_inversion" in told and "no method is called neti" not in told
-    assert "search         8 cells: 3 trainings, 6 steps; 5 images" in told
+def test_a_plan_says_what_it_will_not_test(plan: ReproductionConfig) -> None:
+    description = describe_plan(plan, 1)
+    assert "no method is called textual_inversion" in description and "no method is called neti" not in description
+    assert "search         8 jobs: 3 trainings, 6 steps; 5 images" in description
 
 
-def test_a_launched_process_becomes_one_that_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "ACCELERATE_MIXED_PRECISION": "no"}.items():
-        monkeypatch.setenv(name, value)
-    process = leave_the_group()
-    assert process == Process(number=3, count=4, local_number=1) and not process.is_first
-    assert leave_the_group() == Process()
-    assert process.device("auto", 2) == "cuda:1" and process.device("auto", 0) == "auto"
-    assert process.device("cpu", 2) == "cpu" and Process().device("auto", 1) == "auto"
+def test_a_page_of_somebody_else_stays(folder: Path) -> None:
+    plan = read_plan(folder / "plan.yaml")
+    plan.page.parent.mkdir(parents=True)
+    plan.page.write_text("mine")
+    with pytest.raises(UserError, match="was not written by this script"):
+        check_plan(plan)

@@ -22,6 +22,7 @@ from tiny_xl import WIDTHS, build_tiny_xl, parts_of
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.memory import estimate_memory
 from neti.models.concepts.concept import Concept
 from neti.models.conditioning.prompts import SLOT
 from neti.models.conditioning.tokens import tokenize
@@ -202,3 +203,13 @@ def test_a_folder_is_loaded_with_both_encoders(xl: Backbone, tmp_path: Path) -> 
     latents = initial_latents(xl, [3], CONFIG)
     ours, theirs = (denoise(b, prepare_conditioning(b, "a teddy", {}, CONFIG), latents, CONFIG) for b in (xl, loaded))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_memory_of_a_step_is_estimated(xl: Backbone) -> None:
+    """With both encoders frozen, and one text row per place, not per layer."""
+    estimate = estimate_memory(
+        xl, trained=10, text_rows=11, dtype=torch.float32, batch_size=1, latent_side=8, gradient_checkpointing=False
+    )
+    parts = [xl.unet, xl.text_encoder, xl.text_encoder_2]
+    assert estimate.frozen == 4 * sum(p.numel() for part in parts if part is not None for p in part.parameters())
+    assert estimate.activations > 0

@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
 
+from ...models.backbone.backbone import Backbone
 from ...models.backbone.loading import WEIGHTS
 from ...utils.config.parsing import save_yaml, to_plain_dict
 from ...utils.devices import allow_tf32, pick_device
@@ -38,11 +39,12 @@ PATIENCE = timedelta(hours=12)  # of processes that wait for the one that makes 
 LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def launch(config: RunConfig, watcher: Watcher | None = None) -> int:
+def launch(config: RunConfig, watcher: Watcher | None = None, backbone: Backbone | None = None) -> int:
     """Do what `config` asks for and return the exit code: 0, or 128 + the number of the signal that stopped the run.
 
     watcher: who follows the run and may stop it, which counts as Ctrl-C; the console unless another is given. In a
     thread beside the main one, signals are not listened to. One run at a time in one process.
+    backbone: the configuration's base model at its precision, where it is loaded already; many runs may share it.
     Raises UserError, whatever can be checked beforehand before anything is written.
     """
     accelerator = make_accelerator(config)
@@ -50,13 +52,13 @@ def launch(config: RunConfig, watcher: Watcher | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     watcher = (watcher or Console()) if accelerator.is_main_process else Watcher()
     try:
-        return _launch(config, accelerator, watcher)
+        return _launch(config, accelerator, watcher, backbone)
     finally:
         watcher.stopped()
         release(accelerator)
 
 
-def _launch(config: RunConfig, accelerator: Accelerator, watcher: Watcher) -> int:
+def _launch(config: RunConfig, accelerator: Accelerator, watcher: Watcher, backbone: Backbone | None) -> int:
     run = RunFolder(config.log.run_dir, config.log.tracker_dir)
     lasting = dataclasses.replace(config, resume=None, overwrite=False, dry_run=False)  # what the run is, not this call
     drawn: list[Any] = broadcast_object_list([secrets.randbits(31)])
@@ -81,7 +83,7 @@ def _launch(config: RunConfig, accelerator: Accelerator, watcher: Watcher) -> in
             check_unchanged(state, to_plain_dict(lasting), facts)
         parts = PLANNING_PARTS if config.dry_run else WEIGHTS
         device = torch.device("cpu") if config.dry_run else accelerator.device
-        setup = set_up(config, dataset, device=device, parts=parts)
+        setup = set_up(config, dataset, device=device, parts=parts, backbone=backbone)
         facts[states.WEIGHTS] = weight_checksums(setup.backbone)
         if state is not None:
             check_weights(state, facts[states.WEIGHTS])

@@ -88,9 +88,10 @@ class Console(Watcher):
 
     def stepped(self, step: int, loss: float | None) -> None:
         with _outliving(sys.stderr):
-            if loss is not None:
+            if self._bar is not None and loss is not None:
                 self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            self._bar.update()
+            if self._bar is not None:  # which is drawn as soon as it is made, and that may have failed
+                self._bar.update()
 
     def stopped(self) -> None:
         with _outliving(sys.stderr):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...models.backbone.backbone import Backbone
 from ...models.backbone.loading import WEIGHTS, check_text_to_image
@@ -63,20 +63,28 @@ class RunPlan:
 
 
 def set_up(
-    config: RunConfig, dataset: ConceptDataset, *, device: torch.device, parts: Collection[str] = WEIGHTS
+    config: RunConfig,
+    dataset: ConceptDataset,
+    *,
+    device: torch.device,
+    parts: Collection[str] = WEIGHTS,
+    backbone: Backbone | None = None,
 ) -> Setup:
     """Load the model, create the concept, tokenise every text. `parts`: whose weights to load, see `Backbone`.
 
+    backbone: the model, where it is loaded already.
     Raises UserError for whatever does not fit the model: placeholder, super category, resolution, prompts, truncations.
     """
     check_text_to_image(config.model.pretrained_model_name_or_path, config.model.revision)
-    backbone = Backbone.from_pretrained(
-        config.model.pretrained_model_name_or_path,
-        revision=config.model.revision,
-        dtype=DTYPES[config.optim.mixed_precision],
-        device=device,
-        components=parts,
-    )
+    if backbone is None:
+        backbone = Backbone.from_pretrained(
+            config.model.pretrained_model_name_or_path,
+            revision=config.model.revision,
+            dtype=DTYPES[config.optim.mixed_precision],
+            device=device,
+            components=parts,
+        )
+    backbone.to(device)  # the VAE of one that is shared was put aside by the run before
     placeholder, resolution, factor = config.data.placeholder_token, config.data.resolution, backbone.vae_scale_factor
     check_placeholder(backbone.tokenizer, placeholder)
     if resolution % factor:
@@ -166,8 +174,9 @@ def weight_checksums(backbone: Backbone) -> dict[str, int]:
     The same on every device, and another as soon as one number is. UserError if a number is NaN or infinite.
     """
     sums = {}
-    for part in WEIGHTS:
-        weights = [(name, p.detach()) for name, p in getattr(backbone, part).named_parameters() if not p.is_meta]
+    parts = {part: module for part, module in vars(backbone).items() if isinstance(module, nn.Module)}
+    for part, module in parts.items():
+        weights = [(name, weight.detach()) for name, weight in module.named_parameters() if not weight.is_meta]
         if broken := [name for name, weight in weights if not weight.isfinite().all()]:
             raise UserError(
                 f"model.pretrained_model_name_or_path = {backbone.name}: its {part} holds NaN or infinity (in "

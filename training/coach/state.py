@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from pyrallis.utils import flatten
 
 from ...utils.config.parsing import to_plain_dict
+from ...utils.config.records import from_plain
 from ...utils.errors import UserError
 from ...utils.files import write_atomically
 from ..config.run import DataConfig, LogConfig, RunConfig
@@ -35,7 +36,7 @@ class TrainingState:
 
     step: int
     seed: int
-    method: dict[str, Tensor]
+    method: dict[str, Any]
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
     scaler: dict[str, Any] | None
@@ -70,29 +71,19 @@ class TrainingState:
             ) from error
         if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
             raise UserError(f"resume: {path} is no training state of this version (format {FORMAT})")
-        if record.keys() != _ENTRIES.keys() or not all(isinstance(record[key], kind) for key, kind in _ENTRIES.items()):
+        try:
+            return from_plain(cls, record)
+        except ValueError as error:
             raise UserError(
-                f"resume: {path} has not the entries of a training state; name an older one by --resume PATH"
-            )
-        return cls(**record)
+                f"resume: {path} has not the entries of a training state ({error}); name an older one by --resume PATH"
+            ) from None
 
 
-_ENTRIES: dict[str, Any] = {
-    "step": int,
-    "seed": int,
-    "method": dict,
-    "optimizer": dict,
-    "schedule": dict,
-    "scaler": (dict, type(None)),
-    "config": dict,
-    "facts": dict,
-}
-
-
-# Settings that do not change what a step does. `data.train_data_dir` is judged by what the images are (see `facts`).
+# Settings that do not change what a step does. The two folders are judged by what lies there (see `facts`).
 _FREE_GROUPS = ("log.", "eval.")
 _FREE_KEYS = {
     "data.train_data_dir",
+    "data.masks_dir",
     "data.dataloader_num_workers",
     "model.mapper_checkpoint_path",
     "optim.device",
@@ -109,9 +100,9 @@ def check_unchanged(state: TrainingState, config: Mapping[str, Any], facts: Mapp
     config: as plain nested dicts; a key that it or the saved run does not have counts as its default. facts: those
     known before the model is loaded.
     """
-    defaults = _flatten(to_plain_dict(RunConfig(LogConfig(""), DataConfig(Path(), ""))))
-    saved = {**defaults, **_flatten(state.config), **{key: state.facts.get(key) for key in facts}}
-    now = {**defaults, **_flatten(config), **facts}
+    defaults = flatten(to_plain_dict(RunConfig(LogConfig(""), DataConfig(Path(), ""))))
+    saved = {**defaults, **flatten(state.config), **{key: state.facts.get(key) for key in facts}}
+    now = {**defaults, **flatten(config), **facts}
     free = set(_FREE_KEYS)
     if WEIGHTS in state.facts:
         free |= {"model.pretrained_model_name_or_path", "model.revision"}
@@ -140,14 +131,6 @@ def check_weights(state: TrainingState, weights: Mapping[str, int]) -> None:
             f"resume: the weights of the base model ({', '.join(changed)}) are not those that the run was trained on; "
             "set model.pretrained_model_name_or_path back, or start a new run under another log.exp_name"
         )
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"seed": 1}} -> {"optim.seed": 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat
 
 
 def state_to_resume(resume: str | None, overwrite: bool, run: RunFolder) -> TrainingState | None:

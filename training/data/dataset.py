@@ -19,7 +19,7 @@ from ...utils.images import MAX_RATIO, SquareMode, read_image, to_square
 from ..config.options import LearnableProperty, MaskSource, Templates
 from ..config.run import DataConfig
 from .captions import read_captions
-from .masks import find_masks, read_mask, transparency_mask
+from .masks import find_masks, read_mask, transparency_mask, unused_masks
 from .order import image_of
 from .photos import find_images
 
@@ -61,6 +61,9 @@ class ConceptDataset:
         self.mask_paths = find_masks(self.paths, config)
         used = {*caption_files, *self.mask_paths, config.masks_dir}
         skipped = [(path.name, words) for path, words in others.items() if path not in used]
+        skipped += [
+            (f"{path.parent.name}/{path.name}", "a mask of no photo") for path in unused_masks(self.mask_paths, config)
+        ]
         self.notes = [f"skipped {note}" for note in _by_words(skipped)] + caption_notes
         is_style = config.learnable_property is LearnableProperty.style
         self.templates: tuple[str, ...] = STYLE_TEMPLATES if is_style else OBJECT_TEMPLATES

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from ...utils.errors import UserError
+from ...utils.files import list_folder
 from ...utils.images import load_alpha, load_image
 from ..config.options import MaskSource
 from ..config.run import DataConfig
@@ -54,6 +55,13 @@ def find_masks(photos: Sequence[Path], config: DataConfig) -> list[Path]:
     if problems:
         raise UserError("\n".join(problems))
     return masks
+
+
+def unused_masks(masks: Sequence[Path], config: DataConfig) -> list[Path]:
+    """The files of `data.masks_dir` that are none of `masks`, where these come from a folder of their own."""
+    if not masks or config.masks_dir is None or config.masks_dir == config.train_data_dir:
+        return []
+    return [path for path in list_folder(config.masks_dir, "folder of masks") if path not in masks and path.is_file()]
 
 
 def masks_of(photo: Path, folder: Path, *, beside: bool) -> list[Path]:

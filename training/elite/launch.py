@@ -16,6 +16,7 @@ import transformers
 from accelerate import Accelerator
 
 from ...models.backbone.backbone import Backbone
+from ...models.conditioning.conditioning import plain_condition
 from ...models.methods.elite.encoder import Encoder
 from ...models.methods.elite.files import load_encoder
 from ...models.methods.elite.mappers import GlobalMapper, LocalMapper
@@ -28,14 +29,14 @@ from ..coach.plan import DTYPES
 from ..coach.state import check_unchanged, state_to_resume
 from ..config.run import RunConfig
 from ..miniature.world.world import World
-from .config import GLOBAL, EncoderConfig
+from .config import GLOBAL, EncoderConfig, Stage
 from .folder import FolderSamples
 from .run_folder import EncoderRun
 from .samples import Samples
 from .trainer import EncoderTrainer
 from .world import WorldSamples
 
-SCALING_SAMPLES = 16  # pictures whose words are measured before the first step
+SCALING_SAMPLES = 16  # pictures whose words or patches are measured before the first step
 
 
 def launch(config: EncoderConfig) -> int:
@@ -75,7 +76,7 @@ def _launch(config: EncoderConfig, accelerator: Accelerator, watcher: Watcher) -
         )
         encoder = make_encoder(config, backbone)
         samples = make_samples(config, encoder)
-        start_words(encoder, samples, backbone, config)
+        scale_to_text(encoder, samples, backbone, config.stage)
     watcher.note(describe(config, backbone, encoder, accelerator.num_processes))
     if config.dry_run:
         watcher.note("dry run: all checks passed, nothing was written")
@@ -132,13 +133,26 @@ def make_encoder(config: EncoderConfig, backbone: Backbone) -> Encoder:
     return encoder
 
 
-def start_words(encoder: Encoder, samples: Samples, backbone: Backbone, config: EncoderConfig) -> None:
-    """Give a new global mapper's words the length of those that the text encoder knows."""
-    if config.stage is GLOBAL:
-        pictures = torch.stack([samples[number].image for number in range(SCALING_SAMPLES)])
+@torch.no_grad()
+def scale_to_text(encoder: Encoder, samples: Samples, backbone: Backbone, stage: Stage) -> None:
+    """Give a new mapper's output the length of what stands in its place: token embeddings, or text encodings.
+
+    Differs from the reference, whose words start many times longer, and whose patches many times shorter: attention to
+    them is even, and it takes tens of thousands of steps until it is not.
+    """
+    batch = [samples[number] for number in range(SCALING_SAMPLES)]
+    if stage is GLOBAL:
+        mapper: GlobalMapper | LocalMapper = encoder.of_words
+        output = encoder.of_words(encoder.vision(torch.stack([sample.image for sample in batch])))
         known = backbone.text_encoder.embeddings.token_embedding.weight
-        norm = torch.linalg.vector_norm(known.float(), dim=-1).mean().item()
-        encoder.of_words.scale_words(encoder.vision(pictures), norm)
+    else:
+        assert encoder.of_patches is not None
+        mapper = encoder.of_patches
+        features = encoder.vision(torch.stack([sample.object for sample in batch]))
+        output = mapper(features, torch.ones(len(batch), encoder.vision.patches, 1))
+        known = plain_condition(backbone.text, [""], backbone.frame).keys[0]
+    lengths = [torch.linalg.vector_norm(vectors.float(), dim=-1).mean().item() for vectors in (known, output)]
+    mapper.scale_output(lengths[0] / lengths[1])
 
 
 def make_samples(config: EncoderConfig, encoder: Encoder) -> Samples:

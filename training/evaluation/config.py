@@ -142,7 +142,7 @@ def columns_problems(key: str, entries: Iterable[str], columns: str) -> list[str
     ]
 
 
-def repeated_problems(key: str, names: Sequence[str]) -> list[str]:
+def repeated_problems(key: str, names: Sequence[object]) -> list[str]:
     """One line for each name that is there twice."""
     return [f"{key}: {name!r} is there twice" for name in dict.fromkeys(names) if names.count(name) > 1]
 

@@ -32,13 +32,13 @@ def run_jobs(
     attempts: int = 3,
     seconds_per: Mapping[str, float] | None = None,
     later: Sequence[Job] = (),
-    tell: Callable[[str], object] = print,
+    show: Callable[[str], object] = print,
 ) -> list[Failure]:
     """Do all jobs that have no result yet; returns those that failed, and those that needed one of them.
 
     A job is tried again, up to `attempts` times, if its worker died or it failed for a reason that may pass; not after
     a mistake of the user's. logs: where tracebacks go, `<job>.log`. seconds_per: kind of work -> a guess of what a unit
-    takes, until some were timed; later: what comes afterwards, for the time left. tell: prints a line.
+    takes, until some were timed; later: what comes afterwards, for the time left. show: prints a line.
     Raises Stopped when a signal asked to stop: the jobs at work keep what they can, and the same call goes on.
     """
     known = {job.name: job for job in jobs}
@@ -62,7 +62,7 @@ def run_jobs(
     def give_up(job: Job, error: str) -> None:
         failures.append(Failure(job, error))
         left.pop(job.name)
-        tell(f"FAILED {job.name}: {error}")
+        show(f"FAILED {job.name}: {error}")
         for other in waiting.pop(job.name, []):
             give_up(other, f"needs {job.name}, which failed")
 
@@ -73,7 +73,7 @@ def run_jobs(
             left.pop(job.name)
             ready.extendleft(reversed(waiting.pop(job.name, [])))
             time_left = duration(pace.estimate([*left.values(), *later]))
-            tell(
+            show(
                 f"[{len(jobs) - len(left)}/{len(jobs)}] {job.name}: {outcome.seconds:.0f} s; "
                 f"{len(left) + len(later)} jobs and about {time_left} left"
             )
@@ -82,7 +82,7 @@ def run_jobs(
             _append(logs / f"{job.name}.log", outcome.details)
         tries[job.name] += 1
         if outcome.retry and tries[job.name] < attempts:
-            tell(f"again: {job.name}: {outcome.error}")
+            show(f"again: {job.name}: {outcome.error}")
             ready.append(job)
         else:
             give_up(job, outcome.error)

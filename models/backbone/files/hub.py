@@ -27,31 +27,35 @@ MOVED = {
 
 
 def fetch(name: str, revision: str | None, parts: Collection[str]) -> Path:
-    """The local folder of a repository: its settings and tokenizer, and the weights of `parts` in one form each.
+    """The local folder of a repository: its settings and tokenizers, and the weights of `parts` in one form each.
 
     Without a network it is what the cache holds, whole or not: who reads the folder finds what is missing.
-    Raises UserError saying what to do: no such repository or revision, a gated one, no network and nothing cached.
+    Raises UserError as `snapshot`.
+    """
+    folder = snapshot(name, revision, SETTINGS)
+    if wanted := _weight_names(name, revision, folder, parts):
+        snapshot(name, revision, wanted)
+    return folder
+
+
+def snapshot(name: str, revision: str | None, patterns: list[str], key: str = "model") -> Path:
+    """The folder of a repository in the hub's cache, with the files of these patterns fetched where there is a network.
+
+    Raises UserError, which starts with `key`, and says what to do: no such repository or revision, a gated one, no
+    network and nothing cached.
     """
     try:
-        folder = _snapshot(name, revision, SETTINGS)
-        if wanted := _weight_names(name, revision, folder, parts):
-            _snapshot(name, revision, wanted)
-        return folder
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except IncompleteSnapshotError as error:  # no network, and a cache filled in part or by other programs
+        return Path(error.snapshot_path)
     except Exception as error:  # the hub's own, its HTTP library's, and whatever a proxy makes of them
         version = f" (revision {revision})" if revision else ""
-        raise UserError(f"model {name!r}{version}: no such folder here, and {_advice(name, error)}") from error
+        raise UserError(f"{key} {name!r}{version}: no such folder here, and {_advice(name, key, error)}") from error
 
 
 def is_in_cache(folder: Path) -> bool:
     """Whether the folder is a snapshot of a repository, in the layout of the hub's cache."""
     return folder.parent.name == "snapshots"
-
-
-def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
-    try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except IncompleteSnapshotError as error:  # no network, and a cache filled in part or by other programs
-        return Path(error.snapshot_path)
 
 
 def _weight_names(name: str, revision: str | None, folder: Path, parts: Collection[str]) -> list[str]:
@@ -70,7 +74,7 @@ def _weight_names(name: str, revision: str | None, folder: Path, parts: Collecti
     return names
 
 
-def _advice(name: str, error: Exception) -> str:
+def _advice(name: str, key: str, error: Exception) -> str:
     """What went wrong with the hub, and what helps."""
     login = "log in with `hf auth login`"
     if isinstance(error, GatedRepoError):
@@ -80,7 +84,8 @@ def _advice(name: str, error: Exception) -> str:
         return f"the hub has no such repository: {other}; if it is a private one, {login}"
     if isinstance(error, RevisionNotFoundError):
         return "the hub repository has no such revision: give a branch, a tag or a commit of it"
+    option = "pretrained_model_name_or_path" if key == "model" else key
     return (
         f"the hub repository could not be fetched and is not cached ({first_line(error)}); check the name and the "
-        "network, or pass the path of a local folder as pretrained_model_name_or_path"
+        f"network, or pass the path of a local folder as {option}"
     )

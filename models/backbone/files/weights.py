@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from ....utils.files import LFS_POINTER
+
 WEIGHTS = ("text_encoder", "vae", "unet")  # the parts of a model that have weights
 SECOND = "text_encoder_2"  # of SDXL; it comes and goes with the first
 CHECKER = "safety_checker"  # one more, which some models bring along
@@ -23,7 +25,6 @@ STEMS = {
     CHECKER: ("model", "pytorch_model"),
 }
 VARIANTS = (None, "fp16", "bf16", "fp32")  # the first form that is there is read
-POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def check_files(folder: Path, names: Collection[str]) -> None:
         raise ValueError(f"{', '.join(missing)} missing: copied or downloaded only in part")
     for path in (folder / name for name in names):
         with path.open("rb") as file:
-            if file.read(len(POINTER)) == POINTER:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise ValueError(f"{path.name} is a Git LFS pointer, not the file itself; run git lfs pull there")
         if path.suffix in (".bin", ".ckpt"):
             check_pickle(path)

@@ -67,6 +67,13 @@ class Mapper(LayerMatrices):
             self.add_module(f"mapping_{i}", mlp(vision_width, text_width))
             self.add_module(f"mapping_patch_{i}", mlp(vision_width, text_width))
 
+    @torch.no_grad()
+    def scale_output(self, factor: float) -> None:
+        """Make what the MLPs give `factor` times as long, by their last layers."""
+        for name, parameter in self.named_parameters():
+            if name.startswith("mapping_") and ".6." in name:
+                parameter.mul_(factor)
+
     def _mapped(self, features: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Per feature [B,1+E,W]: the mapped CLS state [B,1,D] and the mapped patches [B,E,D]."""
         for i, feature in enumerate(features):
@@ -80,17 +87,6 @@ class GlobalMapper(Mapper):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Five features [B,1+E,W] -> words [B,5,D]: w_i = A_i(CLS) + mean of B_i(patch) over the patches."""
         return torch.cat([cls + patches.mean(1, keepdim=True) for cls, patches in self._mapped(features)], dim=1)
-
-    @torch.no_grad()
-    def scale_words(self, features: Sequence[Tensor], norm: float) -> None:
-        """Give the words of these pictures the mean norm `norm`, by scaling the MLPs' last layers.
-
-        Differs from the reference, whose words start many times longer than any word the text encoder knows.
-        """
-        factor = norm / torch.linalg.vector_norm(self(features), dim=-1).mean()
-        for name, parameter in self.named_parameters():
-            if name.startswith("mapping_") and ".6." in name:
-                parameter.mul_(factor)
 
 
 class LocalMapper(Mapper):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -32,7 +32,8 @@ class PerfusionProjection(KeyValueProjection):
     def __init__(self, concepts: Mapping[int, Perfusion]) -> None:
         self.concepts = concepts
         self._keep = not any(concept.training for concept in concepts.values())
-        self._kept: dict[tuple[Side, int], tuple[RankOneEdit, Tensor]] = {}
+        self._kept_edits: dict[Side, RankOneEdit | None] | None = None
+        self._kept_rows: dict[tuple[Side, int], Tensor] = {}
         self._editing: dict[Side, dict[int, Perfusion]] = {
             "key": {slot: concept for slot, concept in concepts.items() if concept.edits_keys},
             "value": dict(concepts),
@@ -62,33 +63,44 @@ class PerfusionProjection(KeyValueProjection):
         self, attn: Attention, layer: Layer, keys: Tensor, values: Tensor, slots: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `KeyValueProjection.project`: the frozen layers run as they are, and the edit is added."""
+        edits = self._edits(values.device)
         return (
-            self._edited("key", attn.to_k, layer, keys, slots),
-            self._edited("value", attn.to_v, layer, values, slots),
+            self._edited("key", edits["key"], attn.to_k, layer, keys, slots),
+            self._edited("value", edits["value"], attn.to_v, layer, values, slots),
         )
 
-    def _edited(self, side: Side, linear: Any, layer: Layer, text: Tensor, slots: Tensor) -> Tensor:
+    def _edited(
+        self, side: Side, edit: RankOneEdit | None, linear: Any, layer: Layer, text: Tensor, slots: Tensor
+    ) -> Tensor:
         frozen: Tensor = linear(text)
-        if not self._editing[side]:
+        if edit is None:
             return frozen
-        edit, rows = self._prepared(side, linear, layer, text)
         coefficients = edit.coefficients(text, slots)
         if not self._edit_plain:
             coefficients = coefficients * (slots > 0).any(dim=1)[:, None, None]
-        return frozen + (coefficients @ rows).to(frozen.dtype)
+        return frozen + (coefficients @ self._rows(side, edit, linear, layer, text)).to(frozen.dtype)
 
-    def _prepared(
-        self, side: Side, linear: Callable[[Tensor], Tensor], layer: Layer, text: Tensor
-    ) -> tuple[RankOneEdit, Tensor]:
-        if kept := self._kept.get((side, layer.index)):
+    def _rows(self, side: Side, edit: RankOneEdit, linear: Any, layer: Layer, text: Tensor) -> Tensor:
+        if (kept := self._kept_rows.get((side, layer.index))) is not None:
             return kept
-        edit = self._edit(side, text.device)
         targets = [concept.target(side, layer).to(text.device) for concept in self._editing[side].values()]
         # through the layer itself: whatever is added to it, a LoRA for instance, is added to W i* as it is to W e
-        made = edit, edit.rows(lambda key: linear(key.to(text.dtype)), torch.stack(targets))
+        rows = edit.rows(lambda key: linear(key.to(text.dtype)), torch.stack(targets))
         if self._keep:
-            self._kept[side, layer.index] = made
-        return made
+            self._kept_rows[side, layer.index] = rows
+        return rows
+
+    def _edits(self, device: torch.device) -> dict[Side, RankOneEdit | None]:
+        """The edit of the keys, if there is one, and that of the values."""
+        if self._kept_edits is not None:
+            return self._kept_edits
+        value = self._edit("value", device)
+        locked = self._editing["key"]
+        key = value if locked.keys() == self.concepts.keys() else self._edit("key", device) if locked else None
+        edits: dict[Side, RankOneEdit | None] = {"key": key, "value": value}
+        if self._keep:
+            self._kept_edits = edits
+        return edits
 
     def _edit(self, side: Side, device: torch.device) -> RankOneEdit:
         slots, concepts = list(self._editing[side]), list(self._editing[side].values())

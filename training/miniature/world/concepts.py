@@ -26,7 +26,7 @@ categories. All pictures are {pixels} x {pixels} pixels:
 | in `input_configs/` | each concept's folder holds |
 |---|---|
 | `{name}/` | {photos} photos on different grounds, most of them plain |
-| `{name}_one_place/` | {photos} photos in one place, as people take them: the concept must be told from its place |
+| `{name}_one_place/` | {photos} photos in one place, as people take them: what is the concept, and what its place? |
 | `{name}_masks/` | where the concept is on these photos: one set, for it stands in both as it does in the other |
 | `{name}_references/` | {references} further photos on plain ground, to measure what was learned, never to learn from |
 

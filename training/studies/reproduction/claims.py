@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ....utils.statistics import Bootstrap, Estimate, Statistic, rank_correlation
-from .intervals import image_at_text, steps_to_reach
-from .measurements import WORD, Condition, Measurements
+from .measurements import WORD, Condition, Measurements, image_at_text, steps_to_reach
 
 CONFIRMED, NOT_CONFIRMED = "confirmed", "not confirmed"
 UNDECIDED, UNTESTED = "not decided by these data", "not tested by this plan"

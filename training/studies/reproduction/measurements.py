@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...evaluation.rows import PROMPT_ONLY
+from ....utils.statistics import Bootstrap
+from ...evaluation.rows import PROMPT_ONLY, TRAINING_IMAGES, Kind, Row, ScoredSet, metric_rows
 from ...evaluation.scores import IMAGE, TEXT
-from .cells import FULL, Drawing
+from ...jobs.job import Job, Results
+from .plan import FULL, Drawing, Training
 
 
 class Condition(NamedTuple):
@@ -23,6 +25,7 @@ class Condition(NamedTuple):
     bypass: bool = True
 
 
+BASE_ALONE = "{}, v_base alone"
 WORD = Condition(PROMPT_ONLY)  # images of the super-category word, the full set
 ConceptScores = Mapping[str, np.ndarray]  # metric -> scores [U] of the same images under every condition
 
@@ -47,7 +50,7 @@ class Measurements:
 
     @property
     def methods(self) -> list[str]:
-        """The methods with images at their chosen budget, the rail left out."""
+        """The methods with images at their chosen budget, the word left out."""
         full = [condition for condition in self.scores if condition == Condition(condition.method)]
         return [condition.method for condition in full if condition != WORD]
 
@@ -68,8 +71,80 @@ class Measurements:
         return [*(Condition(method, truncation=kept) for kept in self.truncations(method)), Condition(method)]
 
     def tables(self, conditions: Sequence[Condition], metrics: Sequence[str] = (IMAGE, TEXT)) -> list[np.ndarray]:
-        """One table [conditions, metrics, U] per concept, as `intervals.over_concepts` takes them."""
+        """One table [conditions, metrics, U] per concept, as `Bootstrap.over_groups` takes them."""
         return [
             np.array([[self.scores[condition][concept][metric] for metric in metrics] for condition in conditions])
             for concept in self.concepts
         ]
+
+
+def measurements(results: Results, jobs: Sequence[Job]) -> tuple[Measurements, dict[str, ConceptScores]]:
+    """All scores of the main jobs, the training seeds of a concept one after another; and the photos' by concept."""
+    parts: dict[Condition, dict[str, list[ConceptScores]]] = {}
+    photos = {}
+    seeds = len({job.task.seed for job in jobs if isinstance(job.task, Training)})
+    for job in jobs:
+        drawing = job.task
+        if not isinstance(drawing, Drawing):
+            continue
+        result = results.result(job)
+        if drawing.training is None:
+            photos[drawing.concept.name] = _arrays(result["photos"])
+            found = [_arrays(result["word"])] * seeds  # no training in it: the same images beside those of every seed
+        else:
+            found = [_arrays(result)]
+        parts.setdefault(condition_of(drawing), {}).setdefault(drawing.concept.name, []).extend(found)
+    scores = {
+        condition: {
+            concept: {metric: np.concatenate([part[metric] for part in of_seeds]) for metric in of_seeds[0]}
+            for concept, of_seeds in of_concepts.items()
+        }
+        for condition, of_concepts in parts.items()
+    }
+    return Measurements(scores), photos
+
+
+def rows(measured: Measurements, photos: dict[str, ConceptScores], bootstrap: Bootstrap) -> list[Row]:
+    """The full sets of images and the upper bounds, as rows of a metrics report."""
+    sets = []
+    for condition, of_concepts in measured.scores.items():
+        if condition.step is not None:
+            continue
+        kind = Kind.bound if condition == WORD else Kind.run
+        method = condition.method if condition.bypass else BASE_ALONE.format(condition.method)
+        for concept, scores in of_concepts.items():
+            sets.append(
+                ScoredSet(kind, method, concept, condition.truncation, len(scores[IMAGE]), scores, by_prompt={})
+            )
+    for concept, scores in photos.items():
+        sets.append(ScoredSet(Kind.bound, TRAINING_IMAGES, concept, None, len(scores[IMAGE]), scores, by_prompt={}))
+    return metric_rows(sets, bootstrap)
+
+
+def steps_to_reach(level: float, steps: Sequence[int], values: np.ndarray) -> float:
+    """After how many steps a curve first reaches `level`, straight lines between its points.
+
+    A curve that starts above the level reaches it at its first point, which is as early as was looked. The level must
+    not lie above the curve's highest value.
+    """
+    first = int(np.argmax(values >= level))
+    if first == 0:
+        return float(steps[0])
+    return float(np.interp(level, values[first - 1 : first + 1], steps[first - 1 : first + 1]))
+
+
+def image_at_text(text: float, curve: np.ndarray, otherwise: float) -> float:
+    """The image similarity that a curve offers to whoever wants text similarity `text`.
+
+    curve [K,2]: (image, text) similarity of a method's truncations. Between two of them straight lines are drawn. Below
+    the lowest text similarity of the curve its image similarity there counts: more text than was asked for is no harm.
+    Above the highest one the method has nothing to offer, and `otherwise` counts.
+    """
+    points = curve[np.argsort(curve[:, 1])]
+    if text > points[-1, 1]:
+        return otherwise
+    return float(np.interp(text, points[:, 1], points[:, 0]))
+
+
+def _arrays(scores: dict[str, list[float]]) -> ConceptScores:
+    return {metric: np.array(values) for metric, values in scores.items()}

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ....models.backbone.loading import model_hash
-from ....models.judging.metric_model import CLIPMetricModel
-from ....utils.devices import describe_machine, pick_device
+from ....utils.devices import describe_machine
 from ....utils.errors import UserError
 from ....utils.files import write_atomically, write_json
-from ....utils.hashing import folder_hash
+from ....utils.hashing import folder_hash, json_hash
 from ....utils.statistics import Bootstrap
 from ...config.run import RunConfig
+from ...evaluation.config import folders_by_concept
 from ...evaluation.plot import write_plot
-from ...evaluation.report import Report, bootstrap_protocol
+from ...evaluation.report import CSV, JSON, Report, bootstrap_protocol
 from ...evaluation.rows import Kind
+from ...jobs.config import open_pool
+from ...jobs.job import Job, Results, matching
+from ...jobs.pools import Pool
+from ...jobs.run import run_jobs
 from ..page import save_jpeg
-from .board import Board, Contents, matching, with_required
-from .cells import Cell, Choice, longest, main_cells, search_cells
+from .check import check_plan, seconds_per
 from .claims import Claims
-from .measuring import Bench
-from .page import Outcome, render_page
-from .pictures import Grids, step_curves, write_steps_plot
-from .plan_config import ReproductionConfig
-from .plan_text import check_plan
-from .processes import Process
-from .results import BASE_ALONE, candidates, measurements, rows, sd14_bytes
-from .selection import Candidate, Rails, choose
-from .workshop import Workshop
+from .config import ReproductionConfig
+from .measurements import BASE_ALONE, measurements, rows
+from .page.page import Outcome, render_page
+from .page.pictures import Grids, step_curves, write_steps_plot
+from .page.sizes import sd14_bytes
+from .plan import Choice, Contents, Training, with_needed
+from .selection import Bounds, Candidate, candidates, choose
+from .work import Work, metric_model
 
 PLOTTED = ("neti", "no_nested_dropout", "xti", "textual_inversion", "no_bypass", BASE_ALONE.format("neti"), "compact")
 SHOWN_CONCEPTS = 3  # in the grids of methods
@@ -43,101 +44,118 @@ MINIATURE = (
 
 
 class Reproduction:
-    """One plan on one process, checked and ready. tell: prints a line.
+    """One plan, checked and ready. show: prints a line.
 
-    Raises UserError for whatever is wrong with the plan, the model, the judge or the device.
+    Raises UserError for whatever is wrong with the plan, the models or the device.
     """
 
-    def __init__(self, config: ReproductionConfig, process: Process, tell: Callable[[str], None] = print) -> None:
-        self.config, self.process, self.tell = config, process, tell
+    def __init__(self, config: ReproductionConfig, show: Callable[[str], object] = print) -> None:
+        self.config, self.show = config, show
         self.runs = check_plan(config)
         self.base = next(iter(self.runs.values()))
-        self.device = process.device(config.device, torch.cuda.device_count())
-        place = pick_device(self.device)
-        self.judge = CLIPMetricModel.from_pretrained(
-            config.judge, resizing=config.resizing, revision=config.judge_revision, device=place, key="judge"
-        )
-        sources = (*config.concept_sources, *config.tuning_sources)
+        references, masks = folders_by_concept(config.references), folders_by_concept(config.masks)
+        model = self.base.model
         contents = Contents(
-            model=model_hash(self.base.model.pretrained_model_name_or_path, self.base.model.revision),
-            judge=self.judge.digest,
-            photos={source.name: folder_hash(source.folder) for source in sources},
+            model=model_hash(model.pretrained_model_name_or_path, model.revision),
+            metric_model=metric_model(config, config.device).digest,
+            photos={source.name: folder_hash(source.folder) for source in config.sources},
+            compared=json_hash([{n: folder_hash(f) for n, f in each.items()} for each in (references, masks)]),
         )
-        self.board = Board(config, contents, process.count, tell)
-        self.workshop = Workshop(self.board, Bench(config, self.judge), self.base, self.device)
+        self.make_work = functools.partial(Work, config, contents, self.base)
+        self.work = self.make_work(config.device)  # of this process, which looks at images and draws none
+        self.plan = self.work.plan
+        self.results = Results(config.work_dir / "results")
 
     def run(self, command: str) -> Path | None:
-        """Do, together with the other processes, all that is left to do; the first process then writes the page.
+        """Do all that is left to do and write the page; returns its path, or None where `only` left the page out.
 
-        Returns the page's path; None where it is not written, because of `only` or because it is another process's.
-        command: what was called, for the page. Raises UserError, and Stopped (see `workshop`).
+        command: what was called, for the page. Raises UserError, also when jobs failed, and Stopped.
         """
         config = self.config
-        search = search_cells(config)
-        if config.only and (wanted := matching(search, config.only)):
-            self._do(with_required(wanted), redo_among=search)
+        with self.results.lock(), open_pool(config.jobs, config.device, self.make_work) as pool:
+            search = self.plan.jobs(self.plan.search())
+            self._forget(search)
+            if config.only and (wanted := matching(search, config.only)):
+                self._do(pool, with_needed(wanted, search))
+                return None
+            self._do(pool, search, later=self.plan.jobs(self.plan.main(self.plan.longest())))
+            bounds, tried = candidates(self.results, search)
+            chosen = choose(tried)
+            if lost := [method for method in self.runs if method not in chosen]:
+                raise UserError(f"methods: every training of {', '.join(lost)} diverged; give lower learning rates")
+            for method, choice in chosen.items():
+                self.show(f"chosen for {method}: learning rate {choice.rate:g}, {choice.step} steps")
+            main = self.plan.jobs(self.plan.main(chosen))
+            self._forget(main)
+            wanted = matching(main, config.only) if config.only else main
+            if not wanted:
+                raise UserError(f"only = {config.only!r} matches no job of the settings that were chosen")
+            self._do(pool, with_needed(wanted, main))
+        if config.only:
             return None
-        self._do(search, redo_among=search, later=main_cells(config, longest(config)))
-        rails, tried = candidates(self.board, search)
-        chosen = choose(tried)
-        if lost := [method for method in self.runs if method not in chosen]:
-            raise UserError(f"methods: every training of {', '.join(lost)} diverged; give lower learning rates")
-        for method, choice in chosen.items():
-            self.tell(f"chosen for {method}: learning rate {choice.rate:g}, {choice.step} steps")
-        main = main_cells(config, chosen)
-        wanted = matching(main, config.only) if config.only else main
-        if not wanted:
-            raise UserError(f"only = {config.only!r} matches no cell; a cell's name is such as {main[1].name}")
-        self._do(with_required(wanted), redo_among=main)
-        if config.redo and not matching([*search, *main], config.redo):
-            raise UserError(f"redo = {config.redo!r} matches no cell; a cell's name is such as {main[1].name}")
-        if config.only or not self.process.is_first:
-            return None
-        self._write(command, search, main, chosen, rails, tried)
+        self._write(command, search, main, chosen, bounds, tried)
         return config.page
 
-    def _do(self, cells: Sequence[Cell], redo_among: Sequence[Cell], later: Sequence[Cell] = ()) -> None:
-        if self.config.redo and self.process.is_first:
-            self.board.forget(matching(redo_among, self.config.redo), self.workshop.forget)
-        self.board.run(cells, self.workshop.do, later)
+    def _forget(self, jobs: Sequence[Job]) -> None:
+        for job in matching(jobs, self.config.redo) if self.config.redo else ():
+            self.results.forget(job)
+            self.work.forget(job.task)
+
+    def _do(self, pool: Pool, jobs: Sequence[Job], later: Sequence[Job] = ()) -> None:
+        failures = run_jobs(
+            jobs,
+            self.results,
+            pool,
+            logs=self.config.work_dir / "logs",
+            attempts=self.config.jobs.attempts,
+            seconds_per=seconds_per(self.config),
+            later=later,
+            show=self.show,
+        )
+        if failures:
+            first = failures[0]
+            raise UserError(
+                f"{len(failures)} of {len(jobs)} jobs failed, first {first.job.name}: {first.error}; all others are "
+                "done, and the same command goes on"
+            )
 
     def _write(
         self,
         command: str,
-        search: Sequence[Cell],
-        main: Sequence[Cell],
+        search: Sequence[Job],
+        main: Sequence[Job],
         chosen: dict[str, Choice],
-        rails: Rails,
+        bounds: Bounds,
         tried: Sequence[Candidate],
     ) -> None:
         """The page, its pictures, and in work_dir all numbers."""
         config = self.config
         bootstrap = Bootstrap(config.bootstrap_samples, config.bootstrap_seed)
-        measured, photos = measurements(self.board, main)
-        report = Report(self._protocol(), {}, rows(measured, photos, bootstrap), [])
+        measured, photos = measurements(self.results, main)
+        report = Report(self._protocol(bootstrap), {}, rows(measured, photos, bootstrap), [])
         outcome = Outcome(
             chosen=chosen,
             candidates=tried,
-            rails=rails,
+            bounds=bounds,
             measured=measured,
             rows=report.headline,
             claims=Claims(measured, bootstrap).all(),
             sizes=self._sizes(main),
             protocol=report.protocol,
             machine=describe_machine(),
-            hours=self.board.spent([*search, *main]) / 3600,
+            hours=sum(self.results.record(job)["seconds"] for job in [*search, *main]) / 3600,
         )
-        report.write_json(config.work_dir / "metrics.json")
-        report.write_csv(config.work_dir / "metrics.csv")
+        report.write_json(config.work_dir / JSON)
+        report.write_csv(config.work_dir / CSV)
         claims = [{**asdict(claim), "verdict": claim.verdict} for claim in outcome.claims]
-        searched = {"rails": asdict(rails), "tried": [asdict(each) for each in tried]}
+        searched = {"bounds": asdict(bounds), "tried": [asdict(each) for each in tried]}
         write_json({"claims": claims, "search": searched}, config.work_dir / "claims.json")
 
         pictures, stem = config.page.parent / "images", config.page.stem
         plotted = [row for row in report.rows if row.kind is Kind.bound or row.method in PLOTTED]
         write_plot(Report(report.protocol, {}, plotted, []), pictures / f"{stem}_curve.png")
         write_steps_plot(step_curves(measured, bootstrap), pictures / f"{stem}_steps.png")
-        shown = self._draw_grids(Grids(self.workshop, main), outcome, pictures)
+        shown = self._draw_grids(Grids(self.work, main), outcome, pictures)
         about = MINIATURE if self.base.model.pretrained_model_name_or_path == "miniature" else ""
         page = render_page(config, outcome, command, about, shown)
         write_atomically(config.page, lambda file: file.write(page.encode()))
@@ -156,20 +174,20 @@ class Reproduction:
             save_jpeg(grid, folder / files[-1][1])
         return files
 
-    def _sizes(self, main: Sequence[Cell]) -> dict[str, tuple[int, int]]:
+    def _sizes(self, main: Sequence[Job]) -> dict[str, tuple[int, int]]:
         """Method -> (numbers it trains here, bytes of its file on SD v1.4)."""
-        parameters = {}
-        for cell in main:
-            if cell.requires is not None:
-                parameters[cell.requires.method] = self.board.result(cell.requires)["parameters"]
-        return {method: (parameters[method], sd14_bytes(run)) for method, run in self.runs.items()}
+        trained = {job.task.method: job for job in main if isinstance(job.task, Training)}
+        return {
+            method: (self.results.result(trained[method])["parameters"], sd14_bytes(run))
+            for method, run in self.runs.items()
+        }
 
-    def _protocol(self) -> dict[str, Any]:
+    def _protocol(self, bootstrap: Bootstrap) -> dict[str, Any]:
         """Every choice that decides the numbers, by name."""
         config = self.config
         return {
             "base_model": _shown_name(self.base),
-            "base_model_digest": self.board.contents.model,
+            "base_model_digest": self.plan.contents and self.plan.contents.model,
             "train_config": str(config.train_config),
             "concepts": [f"{source.name} ({source.super_category})" for source in config.concept_sources],
             "prompts": list(config.prompts),
@@ -179,9 +197,9 @@ class Reproduction:
             "train_seeds": list(config.train_seeds),
             "sampler": f"{config.scheduler}, {config.num_denoising_steps} steps, guidance {config.guidance_scale:g}, "
             f"{config.torch_dtype}",
-            **self.workshop.bench.scorer.protocol,
+            **self.work.scorer.protocol,
             "judge_revision": config.judge_revision,
-            **bootstrap_protocol(Bootstrap(config.bootstrap_samples, config.bootstrap_seed)),
+            **bootstrap_protocol(bootstrap),
         }
 
 

@@ -2,7 +2,7 @@
 
 The rule, fixed before any run: of all pairs of a learning rate and a number of steps, the one with the highest harmonic
 mean of relative image and relative text similarity, averaged over the same images of the same tuning concepts. Relative
-means between the rails: for image similarity 0 is the super-category word and 1 the photos themselves, for text
+means between the bounds: for image similarity 0 is the super-category word and 1 the photos themselves, for text
 similarity 0 is the photos and 1 the word. A pair that is better than both zeros is preferred to one that is not.
 """
 
@@ -10,18 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .cells import Choice
+import numpy as np
+
+from ...evaluation.scores import IMAGE, TEXT
+from ...jobs.job import Job, Results
+from .plan import Choice, Drawing
+from .work import DIVERGED
 
 RULE = (
     "the highest harmonic mean of relative image and relative text similarity on the tuning concepts. Relative means "
-    "between the rails: for image similarity 0 is the super-category word and 1 the photos, for text similarity 0 is "
-    "the photos and 1 the word. A scale whose rails stand the wrong way round is left out"
+    "between the bounds: for image similarity 0 is the super-category word and 1 the photos, for text similarity 0 is "
+    "the photos and 1 the word. A scale whose bounds stand the wrong way round is left out"
 )
 
 
 @dataclass(frozen=True)
-class Rails:
+class Bounds:
     """Similarities, averaged over the tuning concepts: of images of the super-category word, and of the photos."""
 
     word_image: float
@@ -30,7 +36,7 @@ class Rails:
     photos_text: float
 
     def relative(self, image: float, text: float) -> tuple[float | None, float | None]:
-        """Image and text similarity between the rails; None where the rails do not span a scale."""
+        """Image and text similarity between the bounds; None where the bounds do not span a scale."""
         return (
             _between(image, self.word_image, self.photos_image),
             _between(text, self.photos_text, self.word_text),
@@ -56,6 +62,28 @@ class Candidate:
     image: float | None = None
     text: float | None = None
     score: float | None = None
+
+
+def candidates(results: Results, jobs: Sequence[Job]) -> tuple[Bounds, list[Candidate]]:
+    """The bounds on the tuning concepts, and every pair of learning rate and steps that was tried, with its score."""
+    drawings = [(job.task, results.result(job)) for job in jobs if isinstance(job.task, Drawing)]
+    ends = [result for drawing, result in drawings if drawing.training is None]
+    bounds = Bounds(
+        *(float(np.mean([np.mean(end[kind][m]) for end in ends])) for kind in ("word", "photos") for m in (IMAGE, TEXT))
+    )
+    found: dict[tuple[str, float, int], list[dict[str, Any]]] = {}
+    for drawing, result in drawings:
+        if drawing.training is not None:
+            pair = (drawing.training.method, drawing.training.rate, drawing.step)
+            found.setdefault(pair, []).append(result)
+    tried = []
+    for pair, own in found.items():
+        if any(DIVERGED in result for result in own):
+            tried.append(Candidate(*pair))
+        else:
+            image, text = (float(np.mean([np.mean(result[metric]) for result in own])) for metric in (IMAGE, TEXT))
+            tried.append(Candidate(*pair, image, text, bounds.score(image, text)))
+    return bounds, tried
 
 
 def choose(candidates: Sequence[Candidate]) -> dict[str, Choice]:

@@ -241,7 +241,7 @@ class TestTheEditInTheLayers:
             with torch.no_grad():
                 out = again(torch.randn(1, 4, 8, 8, generator=seeded(4)), T0, encode(tiny_backbone, {"{}": method}))
             assert torch.equal(out, drawn)
-        assert len(projection._kept) == 32, "once per layer, for keys and values"
+        assert len(projection._kept_rows) == 32, "once per layer, for keys and values"
 
     def test_a_projection_made_for_training_follows_the_key(self, tiny_backbone: Backbone) -> None:
         method = make_perfusion(tiny_backbone).train()

@@ -3,7 +3,7 @@
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -15,11 +15,12 @@ from ....utils.config.values import name_or_path, setting
 from ....utils.devices import device_problems
 from ....utils.errors import UserError
 from ....utils.seeds import parse_seeds
-from ...evaluation.config import COLUMNS, ConceptSource
+from ...evaluation.config import COLUMNS, ConceptSource, columns_problems, folders_by_concept, repeated_problems
 from ...evaluation.scores import PlaceholderRule
+from ...jobs.config import JobsConfig
 
 METHOD_COLUMNS = "name | learning rates | steps | arguments of scripts/train.py, which may be left out"
-NAME = re.compile(r"[a-z0-9_]+")  # of methods and concepts: they become file names and parts of cells' names
+NAME = re.compile(r"[a-z0-9_]+")  # of methods and concepts: they become file names and parts of jobs' names
 PLANNED = (  # what the plan itself decides about a training, so no method may
     "log.exp_name",
     "log.exp_dir",
@@ -34,11 +35,14 @@ PLANNED = (  # what the plan itself decides about a training, so no method may
     "optim.learning_rate",
     "optim.seed",
     "optim.device",
+    "resume",
+    "overwrite",
+    "dry_run",
 )
 
 
 class MethodPlan(NamedTuple):
-    """A method: the learning rates that are tried, the steps after which it is judged, and its own settings."""
+    """A method: the learning rates that are tried, the steps after which it is measured, and its own settings."""
 
     name: str
     rates: tuple[float, ...]
@@ -56,6 +60,10 @@ class ReproductionConfig(Config):
     concepts: tuple[str, ...] = ()
     # What learning rates and step budgets are chosen on; other concepts than the above
     tuning_concepts: tuple[str, ...] = ()
+    # Image similarity to other pictures too, each "concept | folder of pictures of it that it was not trained on"
+    references: tuple[str, ...] = ()
+    # Image similarity to what masks leave of the photos too, each "concept | folder of the masks of its images"
+    masks: tuple[str, ...] = ()
     # Each "name | learning rates | steps | arguments of scripts/train.py": of all pairs of a rate and a number of steps
     # the best one is chosen on the tuning concepts
     methods: tuple[str, ...] = ()
@@ -79,21 +87,21 @@ class ReproductionConfig(Config):
     scheduler: str = "dpmsolver++"
     # fp16, fp32 or bf16: precision of the frozen models while drawing
     torch_dtype: Dtype = Dtype.fp32
-    # Images denoised or judged together
+    # Images denoised or looked at together
     batch_size: int = setting(8, at_least=1)
-    # The judge: a CLIP model by Hugging Face name or local folder; "miniature-judge" is the one bundled here
+    # The metric model: a CLIP by Hugging Face name or local folder; "miniature-judge" is the one bundled here
     judge: str = setting("openai/clip-vit-base-patch32", parse=name_or_path)
-    # Revision of the judge: a branch, a tag or a commit
+    # Revision of the metric model: a branch, a tag or a commit
     judge_revision: Optional[str] = None
     # In the text an image is compared with, the placeholder is removed or replaced by the super-category word
     placeholder: PlaceholderRule = PlaceholderRule.removed
-    # How images are made as small as the judge's input: pil (antialiased) or tensor (bicubic, not antialiased)
+    # How images are made as small as the metric model's input: pil (antialiased) or tensor (bicubic, not antialiased)
     resizing: Resizing = Resizing.pil
     # Resamples behind each interval
     bootstrap_samples: int = setting(1000, at_least=100, at_most=100_000)
     # Seed of the resampling
     bootstrap_seed: int = setting(0, at_least=0)
-    # auto (CUDA, else MPS, else CPU; with several processes each takes a GPU of its own), cpu, mps, cuda or cuda:N
+    # auto (CUDA, else MPS, else CPU; with several workers each takes a GPU of its own), cpu, mps, cuda or cuda:N
     device: str = "auto"
     # What a training step is expected to take, for the estimate as long as none was timed
     seconds_per_step: float = setting(0.35, above=0)
@@ -105,12 +113,14 @@ class ReproductionConfig(Config):
     page: Path = Path("docs/reproduction.md")
     # What a person makes of the results, as Markdown; stands on the page below the verdicts
     remarks: str = ""
-    # Work on the cells whose names match this pattern alone, such as "main.neti.tiger*", and on what they need
+    # Do the jobs whose names match this pattern alone, such as "main.neti.tiger*", and what they need
     only: Optional[str] = None
-    # Forget the cells whose names match this pattern, and do them again
+    # Forget the jobs whose names match this pattern, and do them again
     redo: Optional[str] = None
     # Print the plan, its size and the time it will take; do nothing
     dry_run: bool = False
+    # Where the jobs run: processes on this machine, or a Ray cluster
+    jobs: JobsConfig = field(default_factory=JobsConfig)
 
     @property
     def concept_sources(self) -> list[ConceptSource]:
@@ -121,6 +131,11 @@ class ReproductionConfig(Config):
     def tuning_sources(self) -> list[ConceptSource]:
         """`tuning_concepts`, column by column."""
         return [_concept(entry) for entry in self.tuning_concepts]
+
+    @property
+    def sources(self) -> list[ConceptSource]:
+        """All concepts."""
+        return [*self.concept_sources, *self.tuning_sources]
 
     @property
     def method_plans(self) -> list[MethodPlan]:
@@ -140,13 +155,19 @@ class ReproductionConfig(Config):
                     lines.append(f"{key}: {entry!r} {error}")
         for key in ("prompts", "short_prompts"):
             lines += [f"{key}: {prompt!r} has no {SLOT}" for prompt in getattr(self, key) if SLOT not in prompt]
+            lines += repeated_problems(key, getattr(self, key))
+        for key in ("seeds", "short_seeds", "train_seeds", "truncations"):
+            lines += repeated_problems(key, getattr(self, key))
+        for key in ("references", "masks"):
+            lines += columns_problems(key, getattr(self, key), COLUMNS[key])
         if lines:
             return lines
-        concepts = [source.name for source in (*self.concept_sources, *self.tuning_sources)]
-        for key, names in (("concepts", concepts), ("methods", [method.name for method in self.method_plans])):
-            repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-            where = "concepts and tuning_concepts" if key == "concepts" else key
-            lines += [f"{where}: {name!r} is there twice" for name in repeated]
+        concepts = [source.name for source in self.sources]
+        lines += repeated_problems("concepts and tuning_concepts", concepts)
+        lines += repeated_problems("methods", [method.name for method in self.method_plans])
+        for key in ("references", "masks"):
+            named = folders_by_concept(getattr(self, key))
+            lines += [f"{key}: {name!r} is not among the concepts" for name in named if name not in concepts]
         return lines
 
 
@@ -173,8 +194,11 @@ def _method(entry: str) -> MethodPlan:
         raise UserError("must have learning rates and steps above 0")
     if list(plan.steps) != sorted(set(plan.steps)) or len(set(plan.rates)) < len(plan.rates):
         raise UserError("must have rising steps, and each learning rate once")
-    for key in PLANNED:
-        if any(word.partition("=")[0] == f"--{key}" for word in plan.arguments):
+    for word in plan.arguments:
+        if word in ("-h", "--help"):
+            raise UserError(f"asks for {word}; its arguments must be settings of a training")
+        key = word.partition("=")[0].removeprefix("--").replace("-", "_")  # as scripts/train.py reads it
+        if word.startswith("--") and key in PLANNED:
             raise UserError(f"sets {key}, which the plan decides; leave it out")
     return plan
 

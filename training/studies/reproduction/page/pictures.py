@@ -7,38 +7,40 @@ from pathlib import Path
 
 from PIL import Image
 
-from ....utils.files import write_atomically
-from ....utils.grid import labelled_grid
-from ....utils.images import load_image
-from ....utils.statistics import Bootstrap, Estimate
-from ...data.photos import find_images
-from ...evaluation.config import ConceptSource
-from ...evaluation.plot import COLOURS, INK, MARKERS, SOFT_INK
-from ...evaluation.scores import IMAGE
-from .cells import CURVES, TRUNCATED, Cell, Drawing
-from .measurements import WORD, Condition, Measurements, condition_of
-from .workshop import Workshop
+from .....utils.files import write_atomically
+from .....utils.grid import labelled_grid
+from .....utils.images import load_image
+from .....utils.statistics import Bootstrap, Estimate
+from ....data.photos import find_images
+from ....evaluation.config import ConceptSource
+from ....evaluation.plot import COLOURS, INK, MARKERS, SOFT_INK
+from ....evaluation.scores import IMAGE
+from ....jobs.job import Job
+from ..measurements import WORD, Condition, Measurements, condition_of
+from ..plan import CURVES, TRUNCATED, Drawing
+from ..work import Work
 
 TILE = 96  # pixels at which an image is shown
 COLUMNS = 6
 
 
 class Grids:
-    """Labelled grids of the images of the first seed. cells: the main ones."""
+    """Labelled grids of the images of the first seed. jobs: the main ones, done."""
 
-    def __init__(self, workshop: Workshop, cells: Sequence[Cell]) -> None:
-        self.workshop = workshop
-        seed = workshop.config.train_seeds[0]
+    def __init__(self, work: Work, jobs: Sequence[Job]) -> None:
+        self.work = work
+        seed = work.config.train_seeds[0]
+        drawings = [job.task for job in jobs if isinstance(job.task, Drawing)]
         self.drawings = {
-            (cell.concept.name, condition_of(cell)): cell
-            for cell in cells
-            if isinstance(cell, Drawing) and (cell.training is None or cell.training.seed == seed)
+            (drawing.concept.name, condition_of(drawing)): drawing
+            for drawing in drawings
+            if drawing.training is None or drawing.training.seed == seed
         }
 
     def methods(self, concept: ConceptSource, names: Sequence[str]) -> Image.Image:
         """Methods down, prompts across; the photos on top, the super-category word at the bottom."""
         conditions = {name: Condition(name) for name in names} | {"the word alone": WORD}
-        return self._grid(concept, conditions, self.workshop.config.prompts[:COLUMNS])
+        return self._grid(concept, conditions, self.work.config.prompts[:COLUMNS])
 
     def truncations(self, concept: ConceptSource, measured: Measurements) -> Image.Image:
         """The truncations of the methods that have some down, prompts across."""
@@ -48,12 +50,12 @@ class Grids:
             for c in reversed(measured.slider(method))
             if measured.has(c)
         }
-        return self._grid(concept, rows, self.workshop.config.prompts[:COLUMNS])
+        return self._grid(concept, rows, self.work.config.prompts[:COLUMNS])
 
     def steps(self, concept: ConceptSource, measured: Measurements) -> Image.Image:
         """Methods down, steps across, the first prompt of the short set."""
         columns = sorted({step for method in CURVES for step in measured.steps(method)})
-        prompt = self.workshop.config.short_prompts[0]
+        prompt = self.work.config.short_prompts[0]
         rows = {method: measured.steps(method) for method in CURVES if measured.steps(method)}
         tiles = [
             [self._tile(concept, Condition(m, step), prompt) if step in steps else _blank() for step in columns]
@@ -67,8 +69,8 @@ class Grids:
         return labelled_grid([photos, *tiles], ["photos", *rows], list(prompts), concept.name)
 
     def _tile(self, concept: ConceptSource, condition: Condition, prompt: str) -> Image.Image:
-        cell = self.drawings[concept.name, condition]
-        return _shown(self.workshop.gallery(cell).path(self.workshop.recipes(cell)[prompt][0]))
+        drawing = self.drawings[concept.name, condition]
+        return _shown(self.work.gallery(drawing).path(self.work.recipes(drawing)[prompt][0]))
 
 
 def write_steps_plot(curves: Mapping[str, Mapping[int, Estimate]], path: Path) -> None:

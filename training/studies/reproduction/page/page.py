@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ....utils.statistics import Bootstrap
-from ...evaluation.rows import PROMPT_ONLY, TRAINING_IMAGES, Row
+from .....utils.statistics import Bootstrap
+from ....evaluation.rows import PROMPT_ONLY, TRAINING_IMAGES, Row
+from ..claims import RULE, Claim
+from ..config import ReproductionConfig
+from ..measurements import BASE_ALONE, Measurements
+from ..plan import TRUNCATED, WITHOUT_BYPASS, Choice
+from ..selection import RULE as TUNING_RULE
+from ..selection import Bounds, Candidate
 from . import tables
-from .cells import TRUNCATED, WITHOUT_BYPASS, Choice
-from .claims import RULE, Claim
-from .measurements import Measurements
-from .plan_config import ReproductionConfig
-from .results import BASE_ALONE
-from .selection import RULE as TUNING_RULE
-from .selection import Candidate, Rails
 
 PAGE = """# The paper's claims, tested on `{model}`
 
-<!-- Written by scripts/reproduce_paper.py; edit training/studies/reproduction/page.py instead. -->
+<!-- Written by scripts/reproduce_paper.py; edit training/studies/reproduction/page/page.py instead. -->
 
 What Alaluf et al. claim of NeTI, measured by this project against baselines that were tuned the same way, under one
 protocol. {about_model}All numbers come from one call, which anyone can repeat:
@@ -41,6 +40,8 @@ for testing several claims.
 Every method learns every concept from the same photos, at its own tuned learning rate and for its own tuned number of
 steps, and draws {num_images} images of each (prompts: {num_prompts}, seeds: {num_seeds}, trainings: {train_seeds}). The
 differences from `neti` are paired image by image; "better" means that one interval lies above 0 and none below.
+Image and text are similarities by CLIP; "own concept" is the share of images whose nearest concept, among all of the
+plan, is their own ([metrics.md](metrics.md)).
 
 {methods}
 
@@ -67,8 +68,8 @@ The same in numbers, image similarity and paired differences; they test no claim
 
 On {tuning_concepts}, of which the claims see nothing, with {num_short} images of each for every pair of a learning rate
 and a number of steps. Chosen, in bold, is {tuning_rule}.
-On the tuning concepts the word has image similarity {rails.word_image:.3f} and text similarity {rails.word_text:.3f},
-the photos have {rails.photos_image:.3f} and {rails.photos_text:.3f}. The table shows for each rate its best number of
+On the tuning concepts the word has image similarity {bounds.word_image:.3f} and text similarity {bounds.word_text:.3f},
+the photos have {bounds.photos_image:.3f} and {bounds.photos_text:.3f}. The table shows for each rate its best number of
 steps. Where the choice lies at the edge of what was tried, something beyond might be better still.
 
 {tuning}
@@ -77,12 +78,11 @@ Tried: {tried}.
 
 ## Repeat it, or run another plan
 
-The command goes on where it was stopped, and is spread over processes, on GPUs or a CPU, by
-`accelerate launch --multi_gpu --num_processes 2 scripts/reproduce_paper.py ...`. It may also be started several times:
-processes share nothing but `work_dir`, where a finished cell (one training, or one set of images with its scores) is a
-file whose name hashes all that the result depends on, and a cell in work is locked for as long as its process lives.
-`--dry_run` tells the size of a plan, `--only` and `--redo` take patterns of cells' names. All numbers stand in
-`metrics.csv`, `metrics.json` and `claims.json` in `work_dir`. The same plan for Stable Diffusion v1.4 is
+The command goes on where it was stopped, and is spread over GPUs, processes (`--jobs.workers 2`) or the machines of a
+Ray cluster (`--jobs.ray auto`, see [scale.md](scale.md)). A finished job (one training, or one set of images with its
+scores) is a file in `work_dir` whose name hashes all that the result depends on. `--dry_run` shows the size of a plan,
+`--only` and `--redo` take patterns of jobs' names. All numbers stand in `metrics.csv`, `metrics.json` and `claims.json`
+in `work_dir`. The same plan for Stable Diffusion v1.4 is
 `input_configs/reproduction_sd14.yaml`; its methods are lines of settings for `scripts/train.py`, and more can be added.
 
 ## Pictures
@@ -94,7 +94,7 @@ The first training seed and the first image seed, without choosing.
 
 {protocol}
 
-Machine: {machine}. Work of all processes together: {hours:.1f} hours.
+Machine: {machine}. Work of all workers together: {hours:.1f} hours.
 """
 ABLATIONS = """The arguments of `scripts/train.py` that make each method, on top of `{train_config}`:
 
@@ -103,11 +103,11 @@ ABLATIONS = """The arguments of `scripts/train.py` that make each method, on top
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that is known when every cell is finished."""
+    """All that is known when every job is done."""
 
     chosen: Mapping[str, Choice]
     candidates: Sequence[Candidate]
-    rails: Rails
+    bounds: Bounds
     measured: Measurements
     rows: Sequence[Row]
     claims: Sequence[Claim]
@@ -149,7 +149,7 @@ def render_page(
         num_short=len(config.short_prompts) * len(config.short_seeds),
         tuning_concepts=" and ".join(source.name for source in config.tuning_sources),
         tuning_rule=TUNING_RULE,
-        rails=outcome.rails,
+        bounds=outcome.bounds,
         tuning=tables.tuning(outcome.candidates, outcome.chosen),
         tried="; ".join(
             f"{m.name} at {', '.join(f'{rate:g}' for rate in m.rates)} after {', '.join(map(str, m.steps))} steps"

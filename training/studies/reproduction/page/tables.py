@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ....utils.statistics import Bootstrap, Estimate
-from ...evaluation.report import units
-from ...evaluation.rows import Row
-from ...evaluation.scores import DIVERSITY, IMAGE, TEXT
-from .cells import Choice
-from .claims import BASELINES, IMAGE_ROW, NETI, Claim, against, image_difference, reading
-from .measurements import Condition, Measurements
-from .selection import Candidate, edges
+from .....utils.statistics import Bootstrap, Estimate
+from ....evaluation.report import units
+from ....evaluation.rows import Row
+from ....evaluation.scores import DIVERSITY, IDENTITY, IMAGE, MASKED, REFERENCE, TEXT
+from ..claims import BASELINES, IMAGE_ROW, NETI, Claim, against, image_difference, reading
+from ..measurements import Condition, Measurements
+from ..plan import Choice
+from ..selection import Candidate, edges
+
+COLUMNS = {  # metric -> the head of its column
+    IMAGE: "image",
+    TEXT: "text",
+    DIVERSITY: "diversity",
+    REFERENCE: "image, to references",
+    MASKED: "image, to masked photos",
+    IDENTITY: "own concept",
+}
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def shown(estimate: Estimate | None, digits: int = 3) -> str:
@@ -57,8 +66,8 @@ def tuning(candidates: Sequence[Candidate], chosen: Mapping[str, Choice]) -> str
         is_chosen = chosen.get(method) == Choice(best.rate, best.step)
         edge = ", ".join(edges(candidates, method, chosen[method])) if is_chosen else ""
         mark = "**" if is_chosen else ""
-        cells = [method, f"{rate:g}", best.step, f"{best.image:.3f}", f"{best.text:.3f}", f"{best.score:.3f}"]
-        lines.append((*(f"{mark}{cell}{mark}" for cell in cells), edge))
+        line = [method, f"{rate:g}", best.step, f"{best.image:.3f}", f"{best.text:.3f}", f"{best.score:.3f}"]
+        lines.append((*(f"{mark}{entry}{mark}" for entry in line), edge))
     header = ["method", "learning rate", "best steps", "image similarity", "text similarity", "score", "at the edge"]
     return markdown(header, lines)
 
@@ -72,6 +81,7 @@ def methods(
 ) -> str:
     """A row per method at its chosen budget. sizes: method -> (trained numbers here, bytes on SD v1.4)."""
     by_method = {row.method: row for row in rows if row.truncation is None}
+    metrics = _measured(rows, COLUMNS)
     lines = []
     for method in measured.methods:
         estimates, choice = by_method[method].estimates, chosen[method]
@@ -87,12 +97,15 @@ def methods(
                 choice.step,
                 f"{numbers:,}",
                 f"{size / 1000:,.0f} KB",
-                *(shown(estimates.get(metric)) for metric in (IMAGE, TEXT, DIVERSITY)),
+                *(shown(estimates.get(metric)) for metric in metrics),
                 *compared,
             ]
         )
-    header = ["method", "rate", "steps", "numbers trained here", "file on SD v1.4", "image", "text", "diversity"]
-    return markdown([*header, "image minus neti's", "text minus neti's", "against neti"], lines)
+    header = ["method", "rate", "steps", "numbers trained here", "file on SD v1.4"]
+    return markdown(
+        [*header, *(COLUMNS[metric] for metric in metrics), "image minus neti's", "text minus neti's", "against neti"],
+        lines,
+    )
 
 
 def steps(measured: Measurements, bootstrap: Bootstrap) -> str:
@@ -108,10 +121,15 @@ def steps(measured: Measurements, bootstrap: Bootstrap) -> str:
 
 
 def others(rows: Sequence[Row], names: Mapping[str, str]) -> str:
-    """Rows that belong to no method's chosen budget (truncations, v_base alone, rails), by the titles in `names`."""
+    """Rows of no method's chosen budget (truncations, v_base alone, upper bounds), by the titles in `names`."""
+    metrics = [metric for metric in _measured(rows, COLUMNS) if metric != DIVERSITY]
     lines = [
-        (names[row.method], units(row), *(shown(row.estimates.get(m)) for m in (IMAGE, TEXT)))
+        (names[row.method], units(row), *(shown(row.estimates.get(metric)) for metric in metrics))
         for row in rows
         if row.method in names
     ]
-    return markdown(["images", "units", "image similarity", "text similarity"], lines)
+    return markdown(["images", "units", *(COLUMNS[metric] for metric in metrics)], lines)
+
+
+def _measured(rows: Sequence[Row], metrics: Iterable[str]) -> list[str]:
+    return [metric for metric in metrics if any(metric in row.estimates for row in rows)]
