@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import build_tiny_backbone
+from tiny_backbone import build_tiny_backbone
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.methods import Perfusion, Start

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_tiny_backbone
 from frames import created
 from perfusion_concepts import make_perfusion
+from tiny_backbone import build_tiny_backbone
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone

@@ -500,7 +500,7 @@ def test_settings_that_it_does_not_have_are_refused(tiny_backbone: Backbone) -> 
     with pytest.raises(UserError, match="'sideways' is not a valid Lock"):
         method.drawn_with(lock="sideways")
     other = _textual_inversion(tiny_backbone, method.word)
-    with pytest.raises(UserError, match="setting beta: a concept of method 'textual_inversion' has no settings"):
+    with pytest.raises(UserError, match="setting beta: a concept of method 'textual_inversion' has key_lock"):
         other.drawn_with(beta=0.5)
 
 
