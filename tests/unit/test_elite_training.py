@@ -7,6 +7,7 @@ import torch
 from tiny_elite import tiny_encoder
 
 from neti.models.backbone.denoiser import Denoiser
+from neti.models.backbone.text import TextStack
 from neti.models.conditioning.conditioning import ConceptVectors, condition, plain_condition
 from neti.models.conditioning.prompts import SLOT
 from neti.models.conditioning.tokens import tokenize
@@ -84,16 +85,13 @@ def test_words_are_injected_and_the_tail_shifts(tiny_backbone):
     assert shifted.ids.shape == plain.ids.shape == (1, 77)
     seen = {}
 
-    class Text:  # what reaches the text encoder
-        tokenizer, device = tiny_backbone.tokenizer, torch.device("cpu")
-        embeddings, finish = tiny_backbone.text.embeddings, tiny_backbone.text.finish
-
+    class Recording(TextStack):  # what reaches the text encoder
         def states(self, embeddings, chunk_rows=None):
             seen["embeddings"] = embeddings
-            return tiny_backbone.text.states(embeddings, chunk_rows)
+            return super().states(embeddings, chunk_rows)
 
     words = torch.randn(1, 1, n, tiny_backbone.frame.text_width)
-    condition(Text(), shifted, {SLOT: ConceptVectors(words)}, tiny_backbone.frame)
+    condition(Recording(tiny_backbone.text.towers), shifted, {SLOT: ConceptVectors(words)}, tiny_backbone.frame)
     table = tiny_backbone.text.embeddings(shifted.ids)
     assert torch.equal(seen["embeddings"][0, p : p + n], words[0, 0])
     outside = ~shifted.slots[SLOT][0]
