@@ -70,6 +70,11 @@ def find_encoder(name_or_path: str | Path) -> Path:
     """Our file, or the folder of official ones: by bundled name ("miniature") or path. UserError if there is none."""
     name = str(name_or_path)
     path = BUNDLED.get(name, Path(name).expanduser())
+    if name in BUNDLED and not path.exists():
+        raise UserError(
+            f"encoder {name!r}: does not come with this version; train it by scripts/train_elite.py (docs/elite.md), "
+            "and give the encoder-steps-N.safetensors it writes"
+        )
     if not name or not path.exists():
         raise UserError(
             f"encoder {name!r}: no such file; give one that scripts/train_elite.py wrote, the folder of the official "
