@@ -26,7 +26,7 @@ def _make(folder: Path, device: str) -> Work:
 def _do(folder: Path, task: dict[str, Any], needed: Any) -> dict[str, Any]:
     name = task["name"]
     _note(folder / "done", name)
-    tries = (folder / "done").read_text().split().count(name)
+    tries = (folder / "done").read_text().splitlines().count(name)
     match task.get("act"):
         case "mistake":
             raise UserError("the photo is broken\ntwo lines of it")

@@ -37,6 +37,9 @@ class Concept:
     super_category: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.method.word_for_keys = self.super_category
+
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the concept to `path`, atomically: an old file there survives any failure.
 

@@ -1,9 +1,10 @@
 # ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
 """Every setting of `scripts/inference.py`: the public code's keys with its defaults and meaning, and ours."""
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from ...utils.config.choices import Choice
 from ...utils.config.parsing import Config
@@ -12,7 +13,7 @@ from ...utils.devices import device_problems
 from ...utils.errors import UserError, shorten, shown
 from ...utils.seeds import parse_seeds
 from ..conditioning.prompts import NAME, safe_name
-from .mixtures import RuleConfig, StyleMixingConfig, parse_mixtures
+from .mixtures import RuleConfig, StyleMixingConfig, parse_mixtures, parse_settings
 
 MAX_IMAGES = 1_000_000
 ONE_CONCEPT = ("concept", "input_dir", "mapper_checkpoint_path", "image")  # the keys that say which concept `{}` is
@@ -57,6 +58,9 @@ class InferenceConfig(Config):
     seeds: tuple[int, ...] = setting((42,), at_least=0, parse=parse_seeds)
     # Hidden units kept: null keeps all; a number or a list makes one set of images for each
     truncation_idxs: Optional[tuple[Optional[int], ...]] = setting(None, at_least=0)
+    # Settings of the concepts' methods, a set of images for each combination: {beta: [0.6, 0.75], lock: global}
+    # (perfusion), {strength: [0, 0.8]} (elite), {key_lock: [false, true]} (neti, xti, textual_inversion)
+    settings: Optional[dict[str, tuple[Any, ...]]] = setting(None, parse=parse_settings)  # noqa: RUF009
     # fp16, fp32 or bf16: precision of the frozen models
     torch_dtype: Dtype = Dtype.fp16
     # A concept file of this project (.safetensors), instead of input_dir
@@ -105,6 +109,12 @@ class InferenceConfig(Config):
     def truncations(self) -> tuple[Optional[int], ...]:
         """`truncation_idxs` as a tuple; None in it keeps all hidden units."""
         return self.truncation_idxs or (None,)
+
+    @property
+    def variants(self) -> list[dict[str, Any] | None]:
+        """Every combination of `settings`; [None] where there are none."""
+        names, values = list(self.settings or {}), list((self.settings or {}).values())
+        return [dict(zip(names, chosen, strict=True)) or None for chosen in itertools.product(*values)]
 
     @property
     def has_one_concept(self) -> bool:

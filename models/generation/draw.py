@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ...utils.errors import UserError
 from ..backbone.backbone import Backbone
 from ..backbone.safety import SafetyChecker
 from ..conditioning.composition import AnyConcept, concepts_in
+from ..methods import Method
 from .recipes import ImageRecipe
 from .sampling import (
     NaNImageError,
@@ -95,14 +97,35 @@ def draw(
 
 
 def named(recipe: ImageRecipe, concepts: Mapping[str, AnyConcept]) -> dict[str, AnyConcept]:
-    """The concepts that the recipe's two prompts name, by the text they stand for."""
+    """The concepts that the recipe's two prompts name, by the text they stand for, with the recipe's settings.
+
+    A setting is for those concepts whose method has it; UserError if none has.
+    """
+    found = _found(recipe, concepts)
+    for setting, value in (recipe.settings or {}).items():
+        those = [slot for slot, each in found.items() if isinstance(each, Method) and each.has_setting(setting)]
+        if found and not those:
+            methods = (
+                ", ".join(sorted({each.name for each in found.values() if isinstance(each, Method)})) or "mixtures"
+            )
+            raise UserError(f"setting {setting}: no concept in {recipe.prompt!r} has it (methods: {methods})")
+        for slot in those:
+            each = found[slot]
+            assert isinstance(each, Method)
+            found[slot] = each.drawn_with(**{setting: value})
+    return found
+
+
+def _found(recipe: ImageRecipe, concepts: Mapping[str, AnyConcept]) -> dict[str, AnyConcept]:
     return {**concepts_in(recipe.parsed, concepts), **concepts_in(recipe.parsed_negative, concepts)}
 
 
-def _edits(recipe: ImageRecipe, concepts: Mapping[str, AnyConcept]) -> tuple[int, ...]:
-    """Which concepts edit the attention, and at which slot: what all recipes of a batch must have in common."""
-    own = named(recipe, concepts).values()
-    return tuple(id(each) for each in own) if any(each.projection() is not None for each in own) else ()
+def _edits(recipe: ImageRecipe, concepts: Mapping[str, AnyConcept]) -> tuple[Any, ...]:
+    """Which concepts edit the attention, how, and at which slot: what all recipes of a batch must have in common."""
+    own = _found(recipe, concepts).values()
+    if not any(each.projection() is not None for each in own):
+        return ()
+    return *(id(each) for each in own), *sorted((recipe.settings or {}).items())
 
 
 def _conditionings(

@@ -46,7 +46,7 @@ class Gallery:
         return self.root / safe_name(prompt)
 
     def path(self, recipe: ImageRecipe) -> Path:
-        return self.folder(recipe.prompt) / f"{recipe.seed}{_suffix(recipe.truncation)}.png"
+        return self.folder(recipe.prompt) / f"{recipe.seed}{_suffix(variant_of(recipe))}.png"
 
     def unfinished(self, recipes: Sequence[ImageRecipe]) -> list[ImageRecipe]:
         """The recipes whose images are not there yet.
@@ -99,31 +99,32 @@ class Gallery:
 
         A grid that already shows just these images is left alone.
         """
-        by_truncation = _by_truncation(recipes)
+        by_variant = _by_variant(recipes)
         prompt = recipes[0].prompt
-        for truncation, images in by_truncation.items():
+        for variant, images in by_variant.items():
             columns = GRID_COLUMNS if len(images) <= GRID_COLUMNS**2 else math.isqrt(len(images) - 1) + 1
             rows = [images[start : start + columns] for start in range(0, len(images), columns)]
-            path = self.folder(prompt) / f"grid{_suffix(truncation)}.png"
+            path = self.folder(prompt) / f"grid{_suffix(variant)}.png"
             if len(rows) == 1:
-                self._write_grid(path, rows, [], _seed_labels(images), _title(prompt, truncation))
+                self._write_grid(path, rows, [], _seed_labels(images), _title(prompt, variant))
             else:
-                self._write_grid(path, rows, [_seeds_label(row) for row in rows], [], _title(prompt, truncation))
-        if len(by_truncation) > 1:
-            rows = [images[:SLIDER_COLUMNS] for images in by_truncation.values()]
-            row_labels = ["all units" if truncation is None else f"{truncation} units" for truncation in by_truncation]
-            self._write_grid(self.folder(prompt) / "truncations.png", rows, row_labels, _seed_labels(rows[0]), prompt)
+                self._write_grid(path, rows, [_seeds_label(row) for row in rows], [], _title(prompt, variant))
+        if len(by_variant) > 1:
+            rows = [images[:SLIDER_COLUMNS] for images in by_variant.values()]
+            row_labels = [_label(variant) for variant in by_variant]
+            name = "truncations.png" if all(len(variant) == 1 for variant in by_variant) else "settings.png"
+            self._write_grid(self.folder(prompt) / name, rows, row_labels, _seed_labels(rows[0]), prompt)
 
     def write_columns(self, name: str, prompt: str, columns: Mapping[str, Sequence[ImageRecipe]]) -> None:
         """Write `{name}.png` (one per truncation) into the folder of `prompt`: a labelled column for each set of
         images, a row per seed, SLIDER_COLUMNS at most. The sets have the same seeds and truncations in one order."""
-        by_truncation = [_by_truncation(recipes) for recipes in columns.values()]
-        for truncation in by_truncation[0]:
-            rows = [list(row) for row in zip(*(column[truncation] for column in by_truncation), strict=True)]
+        by_variant = [_by_variant(recipes) for recipes in columns.values()]
+        for variant in by_variant[0]:
+            rows = [list(row) for row in zip(*(column[variant] for column in by_variant), strict=True)]
             rows = rows[:SLIDER_COLUMNS]
-            path = self.folder(prompt) / f"{name}{_suffix(truncation)}.png"
+            path = self.folder(prompt) / f"{name}{_suffix(variant)}.png"
             labels = _seed_labels([row[0] for row in rows])
-            self._write_grid(path, rows, labels, list(columns), _title(prompt, truncation))
+            self._write_grid(path, rows, labels, list(columns), _title(prompt, variant))
 
     def _write_grid(
         self, path: Path, rows: list[list[ImageRecipe]], row_labels: list[str], column_labels: list[str], title: str
@@ -136,19 +137,42 @@ class Gallery:
         write_png(labelled_grid(tiles, row_labels, column_labels, title), path, record)
 
 
-def _suffix(truncation: int | None) -> str:
-    """The part of a file name that tells the truncation; nothing when all hidden units are kept."""
-    return "" if truncation is None else f"_truncation_{truncation}"
+Variant = tuple[tuple[str, Any], ...]  # what an image was drawn with beside its prompt and seed, truncation first
 
 
-def _title(prompt: str, truncation: int | None) -> str:
-    return prompt if truncation is None else f"{prompt}   ({truncation} hidden units)"
+def variant_of(recipe: ImageRecipe) -> Variant:
+    """The truncation and the settings of a recipe, which images of one prompt and seed differ in."""
+    return ("truncation", recipe.truncation), *(recipe.settings or {}).items()
 
 
-def _by_truncation(recipes: Sequence[ImageRecipe]) -> dict[int | None, list[ImageRecipe]]:
-    found: dict[int | None, list[ImageRecipe]] = {}
+def _suffix(variant: Variant) -> str:
+    """The part of a file name that tells the variant; nothing when all hidden units are kept and nothing is set."""
+    return "".join(f"_{name}_{_value(value)}" for name, value in variant if value is not None)
+
+
+def _label(variant: Variant) -> str:
+    """The variant in words."""
+    (_, truncation), *settings = variant
+    units = "all units" if truncation is None else f"{truncation} units"
+    shown = [f"{name} {_value(value)}" for name, value in settings]
+    return ", ".join([*shown, units] if truncation is not None or not shown else shown)
+
+
+def _title(prompt: str, variant: Variant) -> str:
+    (_, truncation), *settings = variant
+    shown = [f"{name} {_value(value)}" for name, value in settings]
+    shown += [] if truncation is None else [f"{truncation} hidden units"]
+    return f"{prompt}   ({', '.join(shown)})" if shown else prompt
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else safe_name(str(value))
+
+
+def _by_variant(recipes: Sequence[ImageRecipe]) -> dict[Variant, list[ImageRecipe]]:
+    found: dict[Variant, list[ImageRecipe]] = {}
     for recipe in recipes:
-        found.setdefault(recipe.truncation, []).append(recipe)
+        found.setdefault(variant_of(recipe), []).append(recipe)
     return found
 
 

@@ -2,6 +2,7 @@
 """How a person writes which concept speaks where: the rules of a mixture, and style mixing."""
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -58,6 +59,29 @@ class StyleMixingConfig(Config):
         if self.wanted and not self.mixing_start:
             lines.append("style_mixing.mixing_start is empty; write timesteps such as [800, 600, 400, 200]")
         return lines
+
+
+def parse_settings(raw: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Setting -> its values: numbers, true or false, words. Raises UserError for anything else, and for none."""
+    settings = {}
+    for name, values in raw.items():
+        several = values if isinstance(values, list) else [values]
+        if not several or not all(isinstance(value, str) for value in several):
+            raise UserError(f"{shown(name)[1:-1]} must be a value, or a list such as [0.6, 0.75]")
+        settings[name] = list(dict.fromkeys(map(_plain, several)))
+    return settings
+
+
+def _plain(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(number):
+        raise UserError(f"{shown(text)}: must be a finite number, true, false or a word")
+    return number
 
 
 def parse_mixtures(raw: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -42,6 +42,7 @@ class ImageRecipe:
     concepts: dict[str, Any] | None = None
     height: int | None = None  # in pixels; None: what the base model was trained on
     width: int | None = None
+    settings: dict[str, Any] | None = None  # of the concepts' methods, such as beta; None: as they are
     word: str | None = None  # a plain word in the place of `{}` instead of a concept
 
     @cached_property

@@ -167,7 +167,8 @@ class InferenceRun:
                 problems.append(str(error))
                 continue
             recipes[prompt] = [
-                replace(shared, truncation=truncation, seed=seed)
+                replace(shared, truncation=truncation, settings=settings, seed=seed)
+                for settings in config.variants
                 for truncation in dict.fromkeys(config.truncations)
                 for seed in dict.fromkeys(config.seeds)
             ]
@@ -188,6 +189,9 @@ class InferenceRun:
         if SLOT in self.concepts.files:
             recipe = replace(recipe, placeholder=self._placeholder)
         require_concept(recipe.parsed, self.concepts.by_name)
+        for settings in self.config.variants:
+            for concept in named(replace(recipe, settings=settings), self.concepts.by_name).values():
+                concept.projection()
         present = named(recipe, self.concepts.by_name)
         for truncation in self.config.truncations:
             for concept in present.values():

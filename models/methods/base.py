@@ -41,8 +41,11 @@ class Start:
 
 
 @dataclass(frozen=True)
-class NoSettings(Config):
-    """Of methods that leave nothing to choose when drawing."""
+class WordSettings(Config):
+    """What a concept that is words may be drawn with."""
+
+    # Keys from the super-category word, values from the concept: closer to the prompt, at nearly the same likeness
+    key_lock: bool = False
 
 
 class Method(nn.Module, ABC):
@@ -54,7 +57,7 @@ class Method(nn.Module, ABC):
 
     name: ClassVar[str]
     config_class: ClassVar[type]  # a frozen dataclass of numbers, booleans, strings and None
-    settings_class: ClassVar[type] = NoSettings  # a frozen dataclass: what may be chosen when drawing
+    settings_class: ClassVar[type] = WordSettings  # a frozen dataclass: what may be chosen when drawing
     truncation_width: int = 0
     """How many units `truncation` may keep; 0: the method cannot be truncated."""
     is_ordered: bool = True
@@ -69,6 +72,7 @@ class Method(nn.Module, ABC):
         self.config = config
         self.frame = frame
         self.settings: Any = self.settings_class()
+        self.word_for_keys = ""  # the super category; a concept file has it
 
     @classmethod
     @abstractmethod
@@ -90,6 +94,23 @@ class Method(nn.Module, ABC):
 
     def observe(self, conditioning: Conditioning) -> None:
         """Told the conditioning of every micro-batch in train mode, before the U-Net; there this concept has slot 1."""
+
+    @classmethod
+    def has_setting(cls, name: str) -> bool:
+        """Whether it may be chosen when drawing."""
+        return any(field.name == name for field in fields(cls.settings_class))
+
+    @property
+    def key_word(self) -> str | None:
+        """The word that keys are read from (key locking), None where they are read from the concept itself.
+
+        Raises UserError where the concept's super category is not known.
+        """
+        if not getattr(self.settings, "key_lock", False):
+            return None
+        if not self.word_for_keys:
+            raise UserError("key_lock: this concept does not name its super category, from which keys would come")
+        return self.word_for_keys
 
     def drawn_with(self, **settings: Any) -> Self:
         """The same concept, drawn with other settings (fields of `settings_class`): a view that shares every tensor.

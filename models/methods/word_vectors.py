@@ -57,7 +57,7 @@ class WordVectors(Method):
     def vectors(self, timesteps: Tensor, truncation: int | None = None, generator: Generators = None) -> ConceptVectors:
         """The vectors, the same at every timestep; see `Method.vectors`."""
         self.check_truncation(truncation)
-        return ConceptVectors(words=self.words)
+        return ConceptVectors(words=self.words, key_words=self.key_word)
 
 
 class TextualInversion(WordVectors):

@@ -66,7 +66,7 @@ def test_stock_diffusers_draws_with_what_it_exports(folder: Path) -> None:
     assert {part.dtype for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae)} == {torch.float32}
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a photo of a cat", num_inference_steps=1).images[0].size == (64, 64)
-    assert Backbone.from_pretrained(str(folder / "export" / "sd")).num_layers == 16
+    assert Backbone.from_pretrained(str(folder / "export" / "sd")).frame.num_places == 16
     assert all(str(folder) not in path.read_text() for path in (folder / "export").rglob("*.json"))
     assert json.loads((folder / "export" / "training.json").read_text())["unet"]["steps"] == 3
 

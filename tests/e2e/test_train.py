@@ -545,6 +545,9 @@ def test_a_launchers_variables_are_checked(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=rf"the processes cannot be set up: .*{problem}.*`accelerate launch`"):
         launch(make_config(root, tiny_backbone_folder))
+    for name in variables:
+        monkeypatch.delenv(name)
+    assert launch(make_config(root, tiny_backbone_folder, dry_run=True)) == 0, "the next run is not hurt"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

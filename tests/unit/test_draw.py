@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from frames import created
+from perfusion_concepts import make_perfusion
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
 from neti.models.generation.draw import draw
 from neti.models.generation.recipes import ImageRecipe
-from neti.models.methods import NeTI, NeTIConfig
+from neti.models.methods import Method, NeTI, NeTIConfig
 from neti.utils.errors import UserError
 
 RECIPE = ImageRecipe("A photo of a {}", steps=2, placeholder="<toy>")
@@ -159,3 +160,29 @@ def test_a_concept_in_the_negative_prompt_counts(tiny_backbone: Backbone, concep
 def test_height_and_width_are_those_of_the_recipe(tiny_backbone: Backbone, concept: Concept) -> None:
     [made] = draw(tiny_backbone, [replace(RECIPE, height=32, width=64)], {"{}": concept.method})
     assert made.image.size == (64, 32)
+
+
+def test_settings_reach_the_concepts_that_have_them(tiny_backbone: Backbone, concept: Concept) -> None:
+    """Perfusion's beta and NeTI's key lock, in one call, and beside the image without any."""
+    known: dict[str, Method] = {"{}": concept.method, "mug": make_perfusion(tiny_backbone).eval()}
+    edited = replace(RECIPE, prompt="a {mug}")
+    recipes = [
+        *(replace(RECIPE, settings=settings) for settings in (None, {"key_lock": False}, {"key_lock": True})),
+        *(replace(edited, settings=settings) for settings in (None, {"beta": 0.7}, {"beta": 0.1}, {"lock": "global"})),
+    ]
+    plain, off, locked, own, same, low, lock = (made.image.tobytes() for made in draw(tiny_backbone, recipes, known))
+    assert plain == off != locked
+    assert own == same and len({own, low, lock}) == 3
+    with pytest.raises(UserError, match=r"setting beta: no concept in 'A photo of a \{\}' has it \(methods: neti\)"):
+        list(draw(tiny_backbone, [replace(RECIPE, settings={"beta": 0.5})], known))
+    with pytest.raises(UserError, match="tau"):
+        list(draw(tiny_backbone, [replace(edited, settings={"tau": -1.0})], known))
+
+
+def test_a_setting_is_the_same_through_attach_or_draw(tiny_backbone: Backbone, concept: Concept) -> None:
+    """A view of a concept with other settings is a concept."""
+    view = concept.method.drawn_with(key_lock=True)
+    [setting] = draw(tiny_backbone, [replace(RECIPE, settings={"key_lock": True})], {"{}": concept.method})
+    [by_view] = draw(tiny_backbone, [RECIPE], {"{}": view})
+    assert setting.image.tobytes() == by_view.image.tobytes()
+    assert not concept.method.settings.key_lock

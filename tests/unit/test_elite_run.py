@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from tiny_elite import tiny_vision
 
+from neti.models.conditioning.conditioning import plain_condition
 from neti.models.methods.elite.files import load_encoder
-from neti.training.elite.config import EncoderConfig
-from neti.training.elite.launch import launch
+from neti.models.methods.elite.mappers import LocalMapper
+from neti.training.elite.config import GLOBAL, LOCAL, EncoderConfig
+from neti.training.elite.launch import launch, make_encoder, make_samples, scale_to_text
 from neti.utils.config.parsing import parse_config
 from neti.utils.errors import UserError
 
@@ -86,7 +88,8 @@ def test_a_vision_tower_that_learns_is_saved_with_the_encoder(command, tiny_back
         tmp_path / "runs" / "joint" / "encoder-steps-1.safetensors", tiny_backbone.frame
     ).vision.state_dict()
     changed = {k for k, v in tiny_vision().state_dict().items() if not torch.equal(v, saved[k])}
-    assert changed and not any("post_layernorm" in name for name in changed)
+    assert {"tower.pre_layrnorm.weight", "tower.encoder.layers.5.mlp.fc2.weight"} <= changed
+    assert not any("post_layernorm" in name for name in changed)
 
 
 def test_old_encoders_go_with_their_states(command, tmp_path):
@@ -95,6 +98,26 @@ def test_old_encoders_go_with_their_states(command, tmp_path):
         "encoder-steps-3.safetensors",
         "encoder-steps-4.safetensors",
     ]
+
+
+def test_new_mappers_start_at_the_length_of_the_text_they_stand_for(command, tiny_backbone):
+    def length(vectors: torch.Tensor) -> float:
+        return torch.linalg.vector_norm(vectors, dim=-1).mean().item()
+
+    config = command("global", "start")
+    encoder = make_encoder(config, tiny_backbone)
+    samples = make_samples(config, encoder)
+    scale_to_text(encoder, samples, tiny_backbone, GLOBAL)
+    words = encoder.words(torch.stack([samples[number].image for number in range(16)]))
+    known = tiny_backbone.text_encoder.embeddings.token_embedding.weight
+    assert length(words) == pytest.approx(length(known), rel=1e-4)
+
+    frame = tiny_backbone.frame
+    encoder.of_patches = LocalMapper(frame.layers, encoder.vision.width, frame.text_width)
+    scale_to_text(encoder, samples, tiny_backbone, LOCAL)
+    patches = encoder.patches(torch.stack([samples[number].object for number in range(16)]), torch.ones(16, 1, 32, 32))
+    encoding = plain_condition(tiny_backbone.text, [""], frame).keys
+    assert length(patches) == pytest.approx(length(encoding), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,8 @@ def test_the_world_shows_a_thing_as_it_is_or_elsewhere(stage):
         kinds.add(batch.words)
         assert all(text.count("{}") == 1 for text in batch.texts)
         assert batch.mask.mean((1, 2, 3)).min() > 0.02
+        if stage is GLOBAL:  # there the object is shown as it was drawn
+            assert torch.equal(batch.target, batch.object * 2 - 1) == (batch.words == 5)
     assert kinds == ({1, 5} if stage is GLOBAL else {1})
     assert torch.equal(samples[7].image, samples[7].image)
 

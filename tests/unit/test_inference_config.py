@@ -193,3 +193,14 @@ def test_more_images_than_anybody_draws_are_refused_before_they_are_listed() -> 
 def test_a_long_name_of_a_concept_makes_a_folder_that_a_file_system_takes() -> None:
     first, second = (parse("--prompts", "a {}", "--concept", "x" * 250 + end).output_dir.name for end in "ab")
     assert first != second and len(first) <= 120
+
+
+def test_every_combination_of_settings_is_a_variant() -> None:
+    words = ["--settings", "{beta: [0.6, 0.75], lock: global, edit_plain: [true, false]}"]
+    config = parse_config(InferenceConfig, [*ENOUGH, *words])
+    assert config.variants[0] == {"beta": 0.6, "lock": "global", "edit_plain": True}
+    assert len(config.variants) == 4 and config.variants[-1] == {"beta": 0.75, "lock": "global", "edit_plain": False}
+    assert parse_config(InferenceConfig, ENOUGH).variants == [None]
+    for wrong in ("{beta: {a: 1}}", "{beta: [[1]]}", "{beta: []}", "{beta: nan}"):
+        with pytest.raises(UserError, match="settings"):
+            parse_config(InferenceConfig, [*ENOUGH, "--settings", wrong])

@@ -139,7 +139,12 @@ def release(accelerator: Accelerator) -> None:
     with suppress(OSError):  # a tracker on a full disk, which was told when it began
         accelerator.end_training()
     accelerator.free_memory()  # it, the trainer and the model refer to one another
-    AcceleratorState._reset_state(reset_partial_state=True)  # the next run may have another device or precision
+    _forget_processes()
+
+
+def _forget_processes() -> None:
+    """Of accelerate's state, which is one per Python process: the next run may have another device or precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
 
@@ -172,6 +177,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except ValueError as error:
+        _forget_processes()  # half made, it would break the next run
         seen = ", ".join(f"{name}={os.environ[name]}" for name in LAUNCHER_VARIABLES if name in os.environ)
         raise UserError(
             f"the processes cannot be set up: {first_line(error)} (environment: {seen or 'none of a launcher'}); unset "

@@ -122,4 +122,4 @@ class NeTI(Method):
             drawn = draw_kept(l.shape[0], per_draw, self.truncation_width, self.config.nested_dropout_prob, generator)
             kept = to_device(drawn, device)
         v_base, v_pass = self.mapper(t, l, kept)
-        return ConceptVectors(words=v_base, bypass=v_pass, bypass_alpha=self.config.bypass_alpha)
+        return ConceptVectors(v_base, v_pass, self.config.bypass_alpha, key_words=self.key_word)
