@@ -147,6 +147,7 @@ def test_writes_images_with_their_recipe_and_grids(run: Run, tmp_path: Path, tin
         "torch_dtype": "fp32",
         "safety_checker": False,
         "concepts": None,
+        "settings": None,
         "word": None,
         "width": None,
         "height": None,

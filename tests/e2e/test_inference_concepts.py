@@ -227,7 +227,7 @@ def test_a_concept_of_the_public_code_beside_one_of_ours(run: Run, tmp_path: Pat
         ({"prompts": ["A {dog}", "A {mug:129}", "A photo"]}, ["{dog}", "0..128", "'A photo' has no {mug}"]),
         (
             {"concepts": {"mug": "nowhere.safetensors", "cat": "gone"}},
-            ["concepts.mug: no concept file at nowhere.safetensors", "concepts.cat: no concept at gone"],
+            ["concepts.mug: the concept file nowhere.safetensors does not exist", "concepts.cat: no concept at gone"],
         ),
         ({"concepts": {"mug": "mapper-steps-7.pt"}}, ["needs learned_embeds-steps-7.bin beside it"]),
         (

@@ -80,7 +80,7 @@ def test_a_second_call_does_what_is_left(alone: Path, script: ModuleType, capsys
 
 
 def test_a_stopped_call_goes_on_where_it_was(tmp_path: Path, tiny_backbone_folder: Path) -> None:
-    plan = write_many(tmp_path, tiny_backbone_folder, NAMES[:2], steps=8)
+    plan = write_many(tmp_path, tiny_backbone_folder, NAMES[:2], steps=60)  # too many to be done before the signal
     command = [sys.executable, str(SCRIPT), "--config_path", str(plan)]
     call = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while not list((tmp_path / "out" / "runs").glob("*/checkpoints/step-2.pt")) and call.poll() is None:

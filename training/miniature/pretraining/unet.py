@@ -18,9 +18,9 @@ from . import loop
 from .clip import Captions, tokenise
 from .config import NORM_GROUPS, UNetConfig
 
-SCHEDULER = {  # Stable Diffusion 1.4's own file: what diffusers saves itself lacks clip_sample and adds a spacing
+SCHEDULER = {  # as Stable Diffusion 1.4 has it: what diffusers saves itself lacks clip_sample and adds a spacing
     "_class_name": "PNDMScheduler",
-    "_diffusers_version": "0.7.0.dev0",
+    "_diffusers_version": "0.42.1",
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
