@@ -71,8 +71,7 @@ class ELITE(Method):
     def create(cls, config: ELITEConfig, frame: Frame, start: Start) -> Self:
         """There is nothing to train: raises UserError."""
         raise UserError(
-            "model.method = elite is encoded, not trained: scripts/encode.py makes a concept of one picture; to refine "
-            "one, train another method with model.start_from: elite"
+            "model.method = elite is encoded, not trained: scripts/encode.py makes a concept of one picture"
         )
 
     @classmethod
