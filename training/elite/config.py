@@ -58,9 +58,9 @@ class ModelConfig(Config):
     pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
     # Revision of the Hugging Face model: a branch, a tag or a commit
     revision: Optional[str] = None
-    # The CLIP vision tower: Hugging Face name or local folder
+    # The CLIP vision tower of a new encoder: Hugging Face name or local folder
     vision: str = "openai/clip-vit-large-patch14"
-    # The encoder that the first stage trained (which brings its vision tower), or official files; for stage local
+    # Encoder to go on from, with its vision tower, or official files. Stage local needs the one of stage global
     encoder: Optional[Path] = None
 
 
@@ -162,8 +162,6 @@ class EncoderConfig(Config):
         lines = []
         if self.stage is LOCAL and self.model.encoder is None:
             lines.append("model.encoder is needed by stage local: the file that stage global wrote")
-        if self.stage is GLOBAL and self.model.encoder is not None:
-            lines.append("model.encoder belongs to stage local; stage global begins anew")
         if self.stage is LOCAL and self.optim.vision_lr:
             lines.append("optim.vision_lr belongs to stage global; in stage local the vision tower is frozen")
         if self.stage is LOCAL and self.data.images is not None and self.data.masks is None:

@@ -61,6 +61,7 @@ class EncoderObjective(nn.Module):
         if stage is LOCAL:
             assert encoder.of_patches is not None
             self.mapper = encoder.of_patches
+        self.mapper.requires_grad_(True)
         self.vision = encoder.vision if train_vision else None
         self.diffusion = DDPMScheduler.from_config(backbone.scheduler.config)
         if (target := self.diffusion.config["prediction_type"]) not in TARGETS:
