@@ -30,6 +30,7 @@ from .options import (
     MixedPrecision,
     NormRule,
     OutsideMask,
+    StartFrom,
     SuperCategoryRule,
     Templates,
     Tracker,
@@ -38,7 +39,15 @@ from .options import (
 LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 STEPS: dict[str, Any] = {"at_most": 10**9, "why": "more would take years"}
 MAX_SAMPLES = 1_000_000  # of one optimizer step
-COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method", "num_vectors")
+COMMON_MODEL_KEYS = (
+    "pretrained_model_name_or_path",
+    "revision",
+    "mapper_checkpoint_path",
+    "method",
+    "num_vectors",
+    "start_from",
+    "encoder",
+)
 METHOD_GROUPS = ("perfusion",)  # methods whose keys are a group of their name; the other keys are neti's
 
 
@@ -220,6 +229,10 @@ class ModelConfig(Config):
     revision: Optional[str] = None
     # Start from this concept (.safetensors, or mapper-steps-N.pt of the public code) and go on counting from its step
     mapper_checkpoint_path: Optional[Path] = None
+    # word: start at the super category; elite: at the word that ELITE's encoder gives for the photos
+    start_from: StartFrom = StartFrom.word
+    # The encoder of start_from: elite, as scripts/encode.py takes it; unset: miniature
+    encoder: Optional[str] = None
     # neti, textual_inversion (one vector), xti (one vector per cross-attention layer) or perfusion (a rank-one edit)
     method: MethodName = MethodName.neti
     # joint: the public code's rescaling; base: the paper's, of the word half alone
@@ -246,6 +259,13 @@ class ModelConfig(Config):
                 f"model.method = {self.method} has no model.num_vectors; leave it out, or write model.method: "
                 "textual_inversion or xti"
             )
+        if self.start_from is StartFrom.elite:
+            if self.method is MethodName.perfusion:
+                lines.append("model.start_from = elite: perfusion starts at the super category; leave it out")
+            if self.mapper_checkpoint_path is not None:
+                lines.append("model.start_from and model.mapper_checkpoint_path are both given; a run has one start")
+        elif self.encoder is not None:
+            lines.append("model.encoder belongs to model.start_from: elite, which is not set; leave it out")
         defaults = ModelConfig()
         names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
         changed = [name for name in names if getattr(self, name) != getattr(defaults, name)]

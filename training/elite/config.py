@@ -118,6 +118,10 @@ class OptimConfig(Config):
     noise_emphasis: float = setting(0.0, at_least=0, at_most=1)
     # Learning rate of the vision tower in stage global, as effective_lr; 0 keeps it frozen, as officially
     vision_lr: float = setting(0.0, at_least=0)
+    # World, stage global: share of the target that is the frozen model's own prediction for the thing's name, not noise
+    name_target: float = setting(0.0, at_least=0, at_most=1)
+    # World, stage global: weight of the distance between the text encoder's states for w0 and for the thing's name
+    name_states: float = setting(0.0, at_least=0)
     # constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial
     lr_scheduler: LRSchedule = LRSchedule.constant
     # Optimiser steps over which the learning rate rises from 0 (not for constant)
@@ -166,6 +170,11 @@ class EncoderConfig(Config):
             lines.append("optim.vision_lr belongs to stage global; in stage local the vision tower is frozen")
         if self.stage is LOCAL and self.data.images is not None and self.data.masks is None:
             lines.append("data.masks is needed by stage local: the object's own shape, not its box")
+        named = self.optim.name_target or self.optim.name_states
+        if named and (self.stage is LOCAL or self.data.images is not None):
+            lines.append(
+                "optim.name_target and name_states need stage global and the miniature's world; leave them out"
+            )
         if self.resume is not None and self.overwrite:
             lines.append("resume and overwrite exclude each other: one goes on with the run, the other deletes it")
         return lines
