@@ -134,6 +134,7 @@ def test_new_mappers_start_at_the_length_of_the_text_they_stand_for(command, tin
         ("local", "", "model.encoder is needed by stage local"),
         ("global", "--data.other_scene=0.5", "belong to the miniature's world"),
         ("local", "--optim.vision_lr=1", "optim.vision_lr belongs to stage global"),
+        ("global", "--optim.name_target=1", "need stage global and the miniature.s world"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line(command, stage, option, message):

@@ -172,9 +172,7 @@ class EncoderConfig(Config):
             lines.append("data.masks is needed by stage local: the object's own shape, not its box")
         named = self.optim.name_target or self.optim.name_states
         if named and (self.stage is LOCAL or self.data.images is not None):
-            lines.append(
-                "optim.name_target and name_states need stage global and the miniature's world; leave them out"
-            )
+            lines.append("optim.name_target and name_states need stage global and the miniature's world")
         if self.resume is not None and self.overwrite:
             lines.append("resume and overwrite exclude each other: one goes on with the run, the other deletes it")
         return lines

@@ -92,7 +92,7 @@ class NeTIMapper(nn.Module):
 
     @torch.no_grad()
     def start_at(self, word: Tensor) -> None:
-        """Let v_base point where `word` [D] does at every t and l: the bias of the output layer, which truncation leaves.
+        """Let v_base point where `word` [D] does at every t and l, by the output layer's bias, which truncation leaves.
 
         It is as long as v_base was, so that v_pass keeps its share of the norm. Without a norm, v_base is `word`.
         """
