@@ -10,7 +10,7 @@ from ....utils.errors import UserError, first_line
 from ....utils.hashing import SHORT, file_hash, sha256
 from .hub import HUB_NAME, fetch
 from .single_file import ENDINGS, Checkpoint, open_checkpoint
-from .weights import CHECKER, SECOND, WEIGHTS, find_weights
+from .weights import CHECKER, INDEX, SECOND, WEIGHTS, find_weights
 
 BUNDLED = {
     "miniature": Path(__file__).parents[2] / "miniature" / "sd",
@@ -89,7 +89,7 @@ def _used(files: ModelFiles, parts: Collection[str]) -> dict[str, Path]:
     for tokenizer in files.tokenizers:
         used |= {f"{tokenizer}/{path.name}": path for path in files.tokenizer(tokenizer)[0].glob("*") if path.is_file()}
     if len(files.text_encoders) > 1:
-        used["index"] = files.folder / "model_index.json"  # what stands in the place of an empty prompt
+        used["index"] = files.folder / INDEX  # what stands in the place of an empty prompt
     for part in (*parts, *(files.text_encoders[1:] if "text_encoder" in parts else [])):
         used[part] = files.folder / part / "config.json"
         if files.checkpoint is None:
