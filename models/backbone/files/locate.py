@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +50,11 @@ def find_model(name_or_path: str, revision: str | None = None, weights: Collecti
     Raises UserError naming what was tried if there is no such folder or file, or neither a network nor a cached copy.
     """
     path = BUNDLED.get(name_or_path, Path(name_or_path).expanduser())
-    if name_or_path and path.is_dir():
+    if name_or_path and os.path.isdir(path):
         return ModelFiles(path)
     if name_or_path in BUNDLED:
         raise UserError(f"model {name_or_path!r}: the bundled weights are missing from {path}; reinstall the project")
-    if path.is_file() or path.suffix in ENDINGS:
+    if os.path.isfile(path) or path.suffix in ENDINGS:
         return _checkpoint(name_or_path, path)
     if not HUB_NAME.fullmatch(name_or_path):
         raise UserError(
@@ -99,7 +100,7 @@ def _used(files: ModelFiles, parts: Collection[str]) -> dict[str, Path]:
 
 
 def _checkpoint(name: str, path: Path) -> ModelFiles:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"model {name!r}: no such file ({MOVED})")
     if path.suffix not in ENDINGS:
         raise UserError(
