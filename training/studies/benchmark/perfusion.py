@@ -30,7 +30,7 @@ def perfusion_rows(config: BenchmarkConfig, subject: Subject, backbone: Backbone
     concept of Perfusion, and its text, beside the plain prompt's."""
     batch, device = config.batch, backbone.unet.device
     methods: dict[str, Method] = {"Perfusion": new_perfusion(backbone, folder), "NeTI": new_method(backbone)}
-    works = {name: _step(backbone, method, batch) for name, method in methods.items()}
+    works = {name: training_step(backbone, method, batch) for name, method in methods.items()}
     trained = in_turn({**works, "floor": floor(backbone, batch, 1)}, config.repeats, device)
     concept = methods["Perfusion"].eval()
     drawn = in_turn(
@@ -68,7 +68,8 @@ def new_perfusion(backbone: Backbone, folder: Path) -> Perfusion:
     return concept.to(backbone.unet.device)
 
 
-def _step(backbone: Backbone, method: Method, batch: int) -> Callable[[], None]:
+def training_step(backbone: Backbone, method: Method, batch: int) -> Callable[[], None]:
+    """The forward and backward of one training step on noise, as a piece of work; the optimizer's step is not in it."""
     objective, device = Objective(method.train(), backbone), backbone.unet.device
     generator = torch.Generator().manual_seed(0)
     shape = (batch, backbone.latent_channels, backbone.latent_size, backbone.latent_size)
