@@ -31,8 +31,8 @@ from .measurements import BASE_ALONE, measurements, rows
 from .page.page import Outcome, render_page
 from .page.pictures import Grids, step_curves, write_steps_plot
 from .page.sizes import sd14_bytes
-from .plan import Choice, Contents, Training, with_needed
-from .selection import Bounds, Candidate, candidates, choose
+from .plan import Contents, Plan, Training, learned_from, with_needed
+from .selection import Selection, candidates, choose
 from .work import Work, metric_model
 
 PLOTTED = ("neti", "no_nested_dropout", "xti", "textual_inversion", "no_bypass", BASE_ALONE.format("neti"), "compact")
@@ -53,13 +53,16 @@ class Reproduction:
         self.config, self.show = config, show
         self.runs = check_plan(config)
         self.base = next(iter(self.runs.values()))
-        references, masks = folders_by_concept(config.references), folders_by_concept(config.masks)
-        model = self.base.model
+        compared = [folders_by_concept(config.references), folders_by_concept(config.masks)]
+        compared.append({source.name: source.folder for source in config.sources})
+        plan, model = Plan(config), self.base.model
+        trainings = [task for task in (*plan.search(), *plan.main(plan.longest())) if isinstance(task, Training)]
+        folders = {folder for training in trainings for folder in learned_from(training)}
         contents = Contents(
             model=model_hash(model.pretrained_model_name_or_path, model.revision),
             metric_model=metric_model(config, config.device).digest,
-            photos={source.name: folder_hash(source.folder) for source in config.sources},
-            compared=json_hash([{n: folder_hash(f) for n, f in each.items()} for each in (references, masks)]),
+            folders={folder: folder_hash(folder) for folder in folders},
+            compared=json_hash([{n: folder_hash(f) for n, f in each.items()} for each in compared]),
         )
         self.make_work = functools.partial(Work, config, contents, self.base)
         self.work = self.make_work(config.device)  # of this process, which looks at images and draws none
@@ -72,29 +75,36 @@ class Reproduction:
         command: what was called, for the page. Raises UserError, also when jobs failed, and Stopped.
         """
         config = self.config
+        search = self.plan.jobs(self.plan.search())
+        if config.report:
+            if any(not self.results.finished(job) for job in search):
+                raise UserError("report: the search is not finished; call without it first")
+            return self._write(command, search)
         with self.results.lock(), open_pool(config.jobs, config.device, self.make_work) as pool:
-            search = self.plan.jobs(self.plan.search())
             self._forget(search)
             if config.only and (wanted := matching(search, config.only)):
                 self._do(pool, with_needed(wanted, search))
                 return None
             self._do(pool, search, later=self.plan.jobs(self.plan.main(self.plan.longest())))
-            bounds, tried = candidates(self.results, search)
-            chosen = choose(tried)
-            if lost := [method for method in self.runs if method not in chosen]:
-                raise UserError(f"methods: every training of {', '.join(lost)} diverged; give lower learning rates")
-            for method, choice in chosen.items():
-                self.show(f"chosen for {method}: learning rate {choice.rate:g}, {choice.step} steps")
-            main = self.plan.jobs(self.plan.main(chosen))
+            main = self.plan.jobs(self.plan.main(self._choose(search).chosen))
             self._forget(main)
             wanted = matching(main, config.only) if config.only else main
             if not wanted:
                 raise UserError(f"only = {config.only!r} matches no job of the settings that were chosen")
             self._do(pool, with_needed(wanted, main))
-        if config.only:
-            return None
-        self._write(command, search, main, chosen, bounds, tried)
-        return config.page
+        return None if config.only else self._write(command, search)
+
+    def _choose(self, search: Sequence[Job]) -> Selection:
+        """What the search chose; without one, all there is."""
+        if not search:
+            return Selection(self.plan.longest())
+        bounds, tried = candidates(self.results, search)
+        chosen = choose(tried)
+        if lost := [method for method in self.runs if method not in chosen]:
+            raise UserError(f"methods: every training of {', '.join(lost)} diverged; give lower learning rates")
+        for method, choice in chosen.items():
+            self.show(f"chosen for {method}: learning rate {choice.rate:g}, {choice.step} steps")
+        return Selection(chosen, bounds, tried)
 
     def _forget(self, jobs: Sequence[Job]) -> None:
         for job in matching(jobs, self.config.redo) if self.config.redo else ():
@@ -119,24 +129,15 @@ class Reproduction:
                 "done, and the same command goes on"
             )
 
-    def _write(
-        self,
-        command: str,
-        search: Sequence[Job],
-        main: Sequence[Job],
-        chosen: dict[str, Choice],
-        bounds: Bounds,
-        tried: Sequence[Candidate],
-    ) -> None:
-        """The page, its pictures, and in work_dir all numbers."""
-        config = self.config
+    def _write(self, command: str, search: Sequence[Job]) -> Path:
+        """The page, its pictures, and in work_dir all numbers, of the jobs that are finished."""
+        config, selected = self.config, self._choose(search)
+        main = [job for job in self.plan.jobs(self.plan.main(selected.chosen)) if self.results.finished(job)]
         bootstrap = Bootstrap(config.bootstrap_samples, config.bootstrap_seed)
         measured, photos = measurements(self.results, main)
         report = Report(self._protocol(bootstrap), {}, rows(measured, photos, bootstrap), [])
         outcome = Outcome(
-            chosen=chosen,
-            candidates=tried,
-            bounds=bounds,
+            selected=selected,
             measured=measured,
             rows=report.headline,
             claims=Claims(measured, bootstrap).all(),
@@ -148,8 +149,7 @@ class Reproduction:
         report.write_json(config.work_dir / JSON)
         report.write_csv(config.work_dir / CSV)
         claims = [{**asdict(claim), "verdict": claim.verdict} for claim in outcome.claims]
-        searched = {"bounds": asdict(bounds), "tried": [asdict(each) for each in tried]}
-        write_json({"claims": claims, "search": searched}, config.work_dir / "claims.json")
+        write_json({"claims": claims, "search": asdict(selected)}, config.work_dir / "claims.json")
 
         pictures, stem = config.page.parent / "images", config.page.stem
         plotted = [row for row in report.rows if row.kind is Kind.bound or row.method in PLOTTED]
@@ -159,6 +159,7 @@ class Reproduction:
         about = MINIATURE if self.base.model.pretrained_model_name_or_path == "miniature" else ""
         page = render_page(config, outcome, command, about, shown)
         write_atomically(config.page, lambda file: file.write(page.encode()))
+        return config.page
 
     def _draw_grids(self, grids: Grids, outcome: Outcome, folder: Path) -> list[tuple[str, str]]:
         """Write the picture grids; returns their titles and file names."""
