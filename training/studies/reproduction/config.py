@@ -23,7 +23,7 @@ from ...evaluation.scores import PlaceholderRule
 from ...jobs.config import JobsConfig
 
 METHOD_COLUMNS = "name | learning rates | steps | arguments of scripts/train.py, which may be left out"
-DRAWN_COLUMNS = "name | method | settings of it when drawing, such as key_lock=true"
+DRAWN_COLUMNS = "name | method | settings of it when drawing, such as key_lock=true, truncation=8 or step=100"
 CONCEPT = "{concept}"  # in a method's arguments: the name of the concept that is learned
 NAME = re.compile(r"[a-z0-9_]+")  # of methods and concepts: they become file names and parts of jobs' names
 PLANNED = (  # what the plan itself decides about a training, so no method may
@@ -55,12 +55,13 @@ class MethodPlan(NamedTuple):
 
 
 class DrawnPlan(NamedTuple):
-    """A trained method once more, drawn otherwise: with settings of the method, and with fewer units."""
+    """A trained method once more, drawn otherwise: with settings of the method, fewer units, or after fewer steps."""
 
     name: str
     method: str
     settings: tuple[tuple[str, Any], ...]
     truncation: int | None
+    step: int | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class ReproductionConfig(Config):
     # the best one is chosen on the tuning concepts. {concept} in the arguments is the name of the concept, as in
     # --data.train_data_dir other_photos/{concept}
     methods: tuple[str, ...] = ()
-    # Methods drawn otherwise too, each "name | method | key_lock=true truncation=8": settings of it when drawing
+    # Methods drawn otherwise too, each "name | method | key_lock=true truncation=8 step=100": with settings of it, with
+    # fewer units, after fewer steps (of those of its curve)
     drawn: tuple[str, ...] = ()
     # Prompts of the images that methods are compared by, each with {} for the concept
     prompts: tuple[str, ...] = PAPER_PROMPTS
@@ -191,6 +193,10 @@ class ReproductionConfig(Config):
         methods = [method.name for method in self.method_plans]
         lines += repeated_problems("methods and drawn", [*methods, *(drawn.name for drawn in self.drawn_plans)])
         lines += [f"drawn: {d.method!r} is not among the methods" for d in self.drawn_plans if d.method not in methods]
+        steps = {method.name: method.steps for method in self.method_plans}
+        for drawn in self.drawn_plans:
+            if drawn.step and drawn.step not in steps.get(drawn.method, (drawn.step,)):
+                lines.append(f"drawn: {drawn.name}: {drawn.step} is not among the steps of {drawn.method}")
         if not self.tuning_concepts and (several := [m.name for m in self.method_plans if len(m.rates) > 1]):
             lines.append(f"methods: {several[0]} has several learning rates; tuning_concepts, to choose on, is empty")
         for key in ("references", "masks"):
@@ -242,8 +248,8 @@ def _drawn(entry: str) -> DrawnPlan:
         if not equals:
             raise UserError(f"has {word!r}, which must read key=value")
         settings[key] = yaml.safe_load(value)
-    truncation = settings.pop("truncation", None)
-    return DrawnPlan(columns[0], columns[1], tuple(settings.items()), truncation)
+    truncation, step = (settings.pop(key, None) for key in ("truncation", "step"))
+    return DrawnPlan(columns[0], columns[1], tuple(settings.items()), truncation, step)
 
 
 def _check_name(name: str) -> None:

@@ -152,7 +152,9 @@ class Plan:
         for seed in config.train_seeds:
             for method in config.method_plans:
                 rate, step = chosen[method.name].rate, chosen[method.name].step
-                checkpoints = method.steps if method.name in CURVES else (step,)
+                others = [drawn for drawn in config.drawn_plans if drawn.method == method.name]
+                saves_all = method.name in CURVES or any(drawn.step for drawn in others)
+                checkpoints = method.steps if saves_all else (step,)
                 for concept in config.concept_sources:
                     training = self._training(MAIN, method, concept, seed, rate, checkpoints)
                     whole = Drawing(concept, self.full, training, step)
@@ -164,9 +166,14 @@ class Plan:
                     if method.name in WITHOUT_BYPASS:
                         tasks.append(replace(whole, bypass=False))
                     tasks += [
-                        replace(whole, variant=drawn.name, settings=drawn.settings, truncation=drawn.truncation)
-                        for drawn in config.drawn_plans
-                        if drawn.method == method.name
+                        replace(
+                            whole,
+                            variant=drawn.name,
+                            settings=drawn.settings,
+                            truncation=drawn.truncation,
+                            step=drawn.step or step,
+                        )
+                        for drawn in others
                     ]
         return tasks
 
