@@ -78,7 +78,7 @@ def test_two_workers_do_every_job_once_and_write_the_page(folder: Path) -> None:
     assert heads in page
     verdicts = re.findall(r"^\| \((\w)\) \| .* \| \*\*(?:confirmed|refuted|undecided|not tested)", page, re.MULTILINE)
     assert "".join(verdicts) == "abcdefghijk"
-    assert "| (f) | A smaller concept costs likeness | **not tested by this plan** |" in page
+    assert "| (f) | A smaller concept costs likeness | **not tested** |" in page
     for text, pictures in ((page, 1 + 5), (tables, 1)):
         links = re.findall(r"!\[.*?\]\((.*?)\)", text)
         assert len(links) == pictures, "the curve, claims (a), (c), (d), (e) and (g); the plot of steps"

@@ -13,16 +13,17 @@ import numpy as np
 from ....utils.statistics import Bootstrap, Estimate, Statistic, rank_correlation
 from ...evaluation.scores import TEXT
 from .measurements import WORD, Condition, Measurements, image_at_text, steps_to_reach
+from .plan import NETI
 
 CONFIRMED, REFUTED = "confirmed", "refuted"
-UNDECIDED, UNTESTED = "undecided", "not tested by this plan"
+UNDECIDED, UNTESTED = "undecided", "not tested"
 RULE = (
     "A test is confirmed if its whole 95% interval lies on the side of 0 that the claim says, refuted if it lies on "
     "the other side, and undecided if it contains 0 or there is none, as with a single concept. A claim is confirmed "
     "if all its tests are, refuted if one is, and else undecided; a test without images leaves it undecided."
 )
 
-NETI, XTI, TI = "neti", "xti", "textual_inversion"
+XTI, TI = "xti", "textual_inversion"
 BASELINES = {XTI: "XTI", TI: "Textual Inversion"}
 SMALL = ("compact", "narrow", "few_frequencies")  # the methods of a plan that save numbers
 PERFUSION = "perfusion"

@@ -12,7 +12,7 @@ from ....utils.statistics import Bootstrap
 from ...evaluation.rows import PROMPT_ONLY, TRAINING_IMAGES, Kind, Row, ScoredSet, metric_rows
 from ...evaluation.scores import IMAGE
 from ...jobs.job import Job, Results
-from .plan import FULL, Drawing, Training
+from .plan import FULL, NETI, Drawing, Training
 
 
 class Condition(NamedTuple):
@@ -116,22 +116,24 @@ def measurements(results: Results, jobs: Sequence[Job]) -> tuple[Measurements, d
 def rows(measured: Measurements, photos: dict[str, Scored], bootstrap: Bootstrap) -> list[Row]:
     """The full sets of images and the upper bounds, as rows of a metrics report.
 
-    A concept counts for a method once all its truncations are there.
+    A concept counts once all truncations of the method are there, and those of NeTI.
     """
     sets = []
+    compared = measured.slider(NETI) if Condition(NETI) in measured.scores else []
     for condition in measured.scores:
         if condition.step is not None:
             continue
         kind = Kind.bound if condition == WORD else Kind.run
         method = condition.method if condition.bypass else BASE_ALONE.format(condition.method)
         together = measured.slider(condition.method) if condition.bypass else [condition]
-        for concept in measured.concepts(*together):
+        for concept in measured.concepts(*together, *compared):
             of_seeds = measured.scores[condition][concept]
             scores = _joined(of_seeds, sorted(of_seeds))
             sets.append(
                 ScoredSet(kind, method, concept, condition.truncation, len(scores[IMAGE]), scores, by_prompt={})
             )
-    for concept, scores in photos.items():
+    for concept in measured.concepts(WORD, *compared):
+        scores = photos[concept]
         sets.append(ScoredSet(Kind.bound, TRAINING_IMAGES, concept, None, len(scores[IMAGE]), scores, by_prompt={}))
     return metric_rows(sets, bootstrap)
 

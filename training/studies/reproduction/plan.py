@@ -17,9 +17,10 @@ from .config import CONCEPT, MethodPlan, ReproductionConfig
 
 SEARCH, MAIN = "search", "main"  # the stages; the second needs what the first has chosen
 FULL, SHORT = "full", "short"  # the two sets of images
-CURVES = ("neti", "xti", "textual_inversion")  # also measured after every number of steps
-TRUNCATED = ("neti", "no_nested_dropout")  # also drawn at every truncation
-WITHOUT_BYPASS = ("neti",)  # also drawn with the bypass switched off
+NETI = "neti"  # what all others are compared with
+CURVES = (NETI, "xti", "textual_inversion")  # also measured after every number of steps
+TRUNCATED = (NETI, "no_nested_dropout")  # also drawn at every truncation
+WITHOUT_BYPASS = (NETI,)  # also drawn with the bypass switched off
 STEPS, IMAGES = "steps", "images"  # the kinds of work
 
 

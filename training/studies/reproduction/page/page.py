@@ -145,7 +145,7 @@ def render_pages(config: ReproductionConfig, outcome: Outcome, command: str, abo
         "model": outcome.protocol["base_model"],
         "pictures": config.page.stem,
         "num_prompts": len(config.prompts),
-        "num_concepts": len(config.concept_sources),
+        "num_concepts": max((row.concepts for row in rows), default=0),
     }
     page = PAGE.format(
         **common,

@@ -8,10 +8,10 @@ from .....utils.statistics import Estimate
 from ....evaluation.report import units
 from ....evaluation.rows import Row
 from ....evaluation.scores import DIVERSITY, IDENTITY, IMAGE, MASKED, REFERENCE, TEXT
-from ..claims import BASELINES, NETI, TEXT_ROW, Claim, Claims, reading
+from ..claims import BASELINES, TEXT_ROW, Claim, Claims, reading
 from ..config import ReproductionConfig
 from ..measurements import Condition
-from ..plan import Choice
+from ..plan import NETI, Choice
 from ..selection import Candidate, edges
 
 COLUMNS = {  # metric -> the head of its column
