@@ -36,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_backbone_folder: Path)
     """A folder with a plan that two workers have done from nothing."""
     folder = tmp_path_factory.mktemp("reproduction")
     references = [f"{name} | {folder / 'photos' / name}" for name in ("bear", "cube")]
-    plan = write_plan(folder, tiny_backbone_folder, references=references, drawn=["locked | neti | key_lock=true"])
+    more = {"drawn": ["locked | neti | key_lock=true"], "place_prompts": ["{} on a beach"]}
+    plan = write_plan(folder, tiny_backbone_folder, references=references, **more)
     command = [sys.executable, str(SCRIPT), "--config_path", str(plan), "--jobs.workers", "2"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
@@ -74,8 +75,10 @@ def test_two_workers_do_every_job_once_and_write_the_page(folder: Path) -> None:
         for part in named:
             text = text.replace(part, "")
         assert str(folder) not in text, "no path of this machine but those the plan names"
-    heads = "| by likeness to fresh photos | by likeness to the photos |"
-    assert heads in page
+    heads = (
+        "| by likeness to fresh photos | by likeness to the photos | by likeness to fresh photos, prompts of a place |"
+    )
+    assert heads in page and 'the same tests on "{} on a beach" alone' in page
     verdicts = re.findall(r"^\| \((\w)\) \| .* \| \*\*(?:confirmed|refuted|undecided|not tested)", page, re.MULTILINE)
     assert "".join(verdicts) == "abcdefghijk"
     assert "| (f) | A smaller concept costs likeness | **not tested** |" in page
@@ -100,10 +103,24 @@ def test_numbers_of_the_page_are_those_of_the_images(folder: Path) -> None:
     stored = [json.loads(path.read_text()) for path in (work / "results").glob("main.xti.bear.*.step2.full-*.json")]
     assert row_of_bear["image_similarity"]["mean"] == pytest.approx(sum(stored[0]["result"]["image_similarity"]) / 2)
     assert row["concepts"] == 2 and row["images"] == 4
+    by_measure = json.loads((work / "claims.json").read_text())["claims"]
+    [all_prompts, *_, places] = [claims[4]["tests"][0]["estimate"]["mean"] for claims in by_measure.values()]
+    assert all_prompts != places == pytest.approx(gain_over_the_word(work), abs=1e-9)
     assert f"{row['image_similarity']['mean']:.3f} [" in pages(folder)[1]
     [images] = (work / "images").glob("main.xti.bear.*.step2-*")
     found = read_generated([images])
     assert len(found.images) == 2 and found.recipe["placeholder"] == "<bear>"
+
+
+def gain_over_the_word(work: Path) -> float:
+    """Likeness of v_base alone minus that of the word, by the second of the two prompts."""
+    found = []
+    for name in ("bear", "cube"):
+        [path] = (work / "results").glob(f"main.neti.{name}.*bypass_off.full-*.json")
+        [word] = (work / "results").glob(f"word.{name}.full-*.json")
+        own, other = (json.loads(each.read_text())["result"] for each in (path, word))
+        found.append(own["reference_similarity"][1] - other["word"]["reference_similarity"][1])
+    return sum(found) / 2
 
 
 def test_without_its_bypass_a_concept_draws_something_else(folder: Path) -> None:

@@ -235,6 +235,7 @@ def test_jobs_are_found_by_name_and_come_with_what_they_need(plan: ReproductionC
         ({"drawn": ["x | neti | step=3"]}, "drawn: x: 3 is not among the steps of neti"),
         ({"drawn": ["x | neti | beta=1"]}, "drawn: x: beta is no setting of a concept of neti"),
         ({"tuning_concepts": ["bear | teddy | ."]}, "concepts and tuning_concepts: 'bear' is there twice"),
+        ({"place_prompts": ["{} in snow"]}, "place_prompts: '{} in snow' is not among the prompts"),
         ({"prompts": ["a bear"]}, "prompts: 'a bear' has no {}"),
         ({"methods": ["neti | 1e-3 | 2 | --model.colour red"]}, "methods: neti: unknown key model.colour"),
         ({"truncations": [16]}, "truncations = [16]: neti has 16 units"),

@@ -88,6 +88,8 @@ class ReproductionConfig(Config):
     drawn: tuple[str, ...] = ()
     # Prompts of the images that methods are compared by, each with {} for the concept
     prompts: tuple[str, ...] = PAPER_PROMPTS
+    # Those of the prompts that name a place: the claims are computed by them alone too
+    place_prompts: tuple[str, ...] = ()
     # One image per prompt and seed: [42, 420], "0-3" or "1,5,7-9"
     seeds: tuple[int, ...] = setting((0, 1, 2, 3), at_least=0, parse=parse_seeds)
     # The smaller set of prompts, for the search and for the curves over training steps
@@ -182,6 +184,9 @@ class ReproductionConfig(Config):
         for key in ("prompts", "short_prompts"):
             lines += [f"{key}: {prompt!r} has no {SLOT}" for prompt in getattr(self, key) if SLOT not in prompt]
             lines += repeated_problems(key, getattr(self, key))
+        lines += [
+            f"place_prompts: {one!r} is not among the prompts" for one in self.place_prompts if one not in self.prompts
+        ]
         for key in ("seeds", "short_seeds", "train_seeds", "truncations"):
             lines += repeated_problems(key, getattr(self, key))
         for key in ("references", "masks"):

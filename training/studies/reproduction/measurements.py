@@ -94,8 +94,10 @@ class Measurements:
         return tables
 
 
-def measurements(results: Results, jobs: Sequence[Job]) -> tuple[Measurements, dict[str, Scored]]:
-    """All scores of the main jobs that are given, and the photos' by concept."""
+def measurements(
+    results: Results, jobs: Sequence[Job], prompts: Sequence[str] = ()
+) -> tuple[Measurements, dict[str, Scored]]:
+    """All scores of the main jobs that are given, and the photos' by concept. prompts: of these alone, none: of all."""
     scores: dict[Condition, dict[str, dict[int, Scored]]] = {}
     photos = {}
     seeds = sorted({job.task.seed for job in jobs if isinstance(job.task, Training)})
@@ -107,9 +109,9 @@ def measurements(results: Results, jobs: Sequence[Job]) -> tuple[Measurements, d
         of_concept = scores.setdefault(condition_of(drawing), {}).setdefault(drawing.concept.name, {})
         if drawing.training is None:
             photos[drawing.concept.name] = _arrays(result["photos"])
-            of_concept.update(dict.fromkeys(seeds, _arrays(result["word"])))
+            of_concept.update(dict.fromkeys(seeds, _arrays(result["word"], drawing, prompts)))
         else:
-            of_concept[drawing.training.seed] = _arrays(result)
+            of_concept[drawing.training.seed] = _arrays(result, drawing, prompts)
     return Measurements(scores), photos
 
 
@@ -163,8 +165,13 @@ def image_at_text(text: float, curve: np.ndarray, otherwise: float) -> float:
     return float(np.interp(text, points[:, 1], points[:, 0]))
 
 
-def _arrays(scores: dict[str, list[float]]) -> Scored:
-    return {metric: np.array(values) for metric, values in scores.items()}
+def _arrays(scores: dict[str, list[float]], drawing: Drawing | None = None, prompts: Sequence[str] = ()) -> Scored:
+    """As arrays; of the images of a drawing those of `prompts` alone, if any are given."""
+    arrays = {metric: np.array(values) for metric, values in scores.items()}
+    if drawing is None or not prompts:
+        return arrays
+    kept = np.repeat([prompt in prompts for prompt in drawing.images.prompts], len(drawing.images.seeds))
+    return {metric: values[kept] for metric, values in arrays.items() if len(values) == len(kept)}
 
 
 def _joined(of_seeds: Mapping[int, Scored], seeds: Sequence[int]) -> Scored:

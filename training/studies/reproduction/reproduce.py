@@ -32,6 +32,7 @@ from .measurements import measurements, rows
 from .page.page import Outcome, render_pages, tables_page
 from .page.pictures import Grids, step_curves, write_steps_plot
 from .page.sizes import sd14_bytes
+from .page.tables import COLUMNS
 from .plan import Contents, Plan, Training, learned_from, with_needed
 from .selection import Selection, candidates, choose
 from .work import Work, metric_model
@@ -45,6 +46,7 @@ PLOTTED = (
     "frozen_ground_key_lock",
     "many_places",
 )
+PLACES = "likeness to fresh photos, prompts of a place"
 MINIATURE = (
     "It is the bundled [miniature](miniature.md), a small model of a small world: a verdict here is a verdict on the "
     "miniature, and may be another on Stable Diffusion v1.4."
@@ -148,7 +150,11 @@ class Reproduction:
             raise UserError("report: no method's images are finished yet; call without it first")
         report = Report(self._protocol(bootstrap), {}, rows(measured, photos, bootstrap), [])
         likenesses = [REFERENCE, IMAGE] if config.references else [IMAGE]
-        claims = {metric: Claims(measured, bootstrap, metric) for metric in likenesses}
+        claims = {COLUMNS[metric]: Claims(measured, bootstrap, metric) for metric in likenesses}
+        deciding = next(iter(claims.values()))
+        if config.place_prompts:
+            of_places, _ = measurements(self.results, main, config.place_prompts)
+            claims[PLACES] = Claims(of_places, bootstrap, deciding.likeness)
         pictures, stem = config.page.parent / "images", config.page.stem
         outcome = Outcome(
             selected=selected,
@@ -160,16 +166,16 @@ class Reproduction:
             machine=describe_machine(),
             hours=sum(self.results.record(job)["seconds"] for job in [*search, *main]) / 3600,
             left=len(planned) - len(main),
-            grids=self._draw_grids(Grids(self.work, main), claims[likenesses[0]], pictures),
+            grids=self._draw_grids(Grids(self.work, main), deciding, pictures),
         )
         report.write_json(config.work_dir / JSON)
         report.write_csv(config.work_dir / CSV)
-        found = {m: [{**asdict(each), "verdict": each.verdict} for each in c.all()] for m, c in claims.items()}
+        found = {by: [{**asdict(each), "verdict": each.verdict} for each in c.all()] for by, c in claims.items()}
         write_json({"claims": found, "search": asdict(selected)}, config.work_dir / "claims.json")
 
         plotted = [row for row in report.rows if row.kind is Kind.bound or row.method in PLOTTED]
-        write_plot(Report(report.protocol, {}, plotted, []), pictures / f"{stem}_curve.png", likenesses[0])
-        write_steps_plot(step_curves(claims[likenesses[0]]), pictures / f"{stem}_steps.png")
+        write_plot(Report(report.protocol, {}, plotted, []), pictures / f"{stem}_curve.png", deciding.likeness)
+        write_steps_plot(step_curves(deciding), pictures / f"{stem}_steps.png")
         about = MINIATURE if self.base.model.pretrained_model_name_or_path == "miniature" else ""
         pages = render_pages(config, outcome, command, about)
         for path, text in zip((config.page, tables_page(config)), pages, strict=True):

@@ -17,6 +17,7 @@ from ..selection import RULE as TUNING_RULE
 from ..selection import Selection
 from . import tables
 
+PLACES = "*Prompts of a place*: the same tests on {} alone.\n"
 UNFINISHED = "{} jobs of the plan are not finished; tests take the concepts that have all their images."
 MARK = "<!-- Written by scripts/reproduce_paper.py; edit training/studies/reproduction/page/page.py instead. -->"
 PAGE = """# The papers' claims, tested on `{model}`
@@ -30,7 +31,7 @@ protocol. {about_model}Every concept is learned from {num_photos} and drawn with
 
 *Likeness to fresh photos* compares images with photos of the concept that nothing was learned from; it decides.
 *Likeness to the photos* compares with those that were learned from: where they share a place, copying it counts.
-
+{places}
 {remarks}![Text similarity against likeness](images/{pictures}_curve.png)
 
 Above and to the right is better. Numbers stand for NeTI's units kept; crosses are 95% intervals over {num_concepts}
@@ -117,8 +118,8 @@ Tried: {tried}.
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that is known. claims: likeness metric -> the claims by it, the one that decides first; left: how many jobs
-    are not finished; grids: letter of a claim -> the file of its picture."""
+    """All that is known. claims: by what -> the claims by it, those that decide first; left: how many jobs are not
+    finished; grids: letter of a claim -> the file of its picture."""
 
     selected: Selection
     measured: Measurements
@@ -135,7 +136,7 @@ class Outcome:
 def render_pages(config: ReproductionConfig, outcome: Outcome, command: str, about_model: str) -> tuple[str, str]:
     """The page for two minutes, and the one with all tables. command: what was called."""
     rows, deciding = outcome.rows, next(iter(outcome.claims.values()))
-    claims = {metric: each.all() for metric, each in outcome.claims.items()}
+    claims = {measure: each.all() for measure, each in outcome.claims.items()}
     names = {TRAINING_IMAGES: "the photos themselves", PROMPT_ONLY: "super-category word alone"}
     names |= {BASE_ALONE.format(method): BASE_ALONE.format(method) for method in WITHOUT_BYPASS}
     names |= {method: method for method in TRUNCATED if outcome.measured.truncations(method)}
@@ -150,6 +151,7 @@ def render_pages(config: ReproductionConfig, outcome: Outcome, command: str, abo
     page = PAGE.format(
         **common,
         about_model=f"{about_model} " if about_model else "",
+        places=PLACES.format(_listed(config.place_prompts)) if config.place_prompts else "",
         num_photos=f"{' or '.join(map(str, sorted(num_photos)))} photos",
         verdicts=tables.verdicts(claims),
         remarks=f"**What we read in it.** {config.remarks.strip()}\n\n" if config.remarks else "",
@@ -184,6 +186,10 @@ def render_pages(config: ReproductionConfig, outcome: Outcome, command: str, abo
 def tables_page(config: ReproductionConfig) -> Path:
     """The file of the long tables."""
     return config.page.with_name(f"{config.page.stem}_tables.md")
+
+
+def _listed(prompts: Sequence[str]) -> str:
+    return ", ".join(f'"{prompt}"' for prompt in prompts)
 
 
 def _short(claim: Claim, picture: str | None) -> str:

@@ -36,9 +36,9 @@ def shown(estimate: Estimate | None, digits: int = 3) -> str:
 
 
 def verdicts(claims: Mapping[str, Sequence[Claim]]) -> str:
-    """The claims in short. claims: likeness metric -> the claims by it, the one that decides first."""
+    """The claims in short. claims: by what -> the claims by it, those that decide first."""
     first, *others = claims.values()
-    heads = [f"by {COLUMNS[metric]}" for metric in claims]
+    heads = [f"by {measure}" for measure in claims]
     lines = [
         (f"({c.letter})", c.says, f"**{c.verdict}**", *(o[k].verdict for o in others)) for k, c in enumerate(first)
     ]
@@ -46,14 +46,14 @@ def verdicts(claims: Mapping[str, Sequence[Claim]]) -> str:
 
 
 def findings(claims: Mapping[str, Claim]) -> str:
-    """The tests of one claim, by each likeness metric."""
+    """The tests of one claim, by each measure."""
     first, *others = claims.values()
     lines = []
     for number, finding in enumerate(first.tests):
         found = [finding, *(other.tests[number] for other in others)]
         side = "above 0" if finding.above else "below 0"
         lines.append([finding.what, side, *(f"{shown(f.estimate, f.digits)} {f.verdict}" for f in found)])
-    return markdown(["measured", "claimed", *(f"by {COLUMNS[metric]}" for metric in claims)], lines)
+    return markdown(["measured", "claimed", *(f"by {measure}" for measure in claims)], lines)
 
 
 def tuning(candidates: Sequence[Candidate], chosen: Mapping[str, Choice]) -> str:
