@@ -135,6 +135,7 @@ REFUSALS = {
     "everything": (Image.new("L", (64, 64), 255), {}, "covers everything"),
     "several channels": (Image.new("RGB", (64, 64), (255, 0, 0)), {}, "several channels that differ"),
     "none, with patches": (None, {"patches": "true"}, "needs to know where the object is"),
+    "the strength of nothing": (None, {"strength": 0.5}, "strength = 0.5 is that of the patches, and none are read"),
     "no such encoder": (None, {"encoder": "nothing.safetensors"}, "no such file"),
     "no such picture": (None, {"image": "nothing.png"}, "nothing.png"),
     "no such word": (None, {"word": 5}, "must be at least 0 and at most 4"),

@@ -18,7 +18,7 @@ from ...concepts.concept import Concept
 from ...conditioning.tokens import check_placeholder
 from .config import EncodeConfig
 from .files import find_encoder, load_encoder, read_about
-from .method import ELITE
+from .method import ELITE, ELITEConfig
 
 DEFAULT_BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # of the official encoder, whose files do not say
 
@@ -42,8 +42,13 @@ def encode_picture(config: EncodeConfig) -> Concept:
         picture,
         None if config.patches is False else mask,
         word=config.word,
-        strength=config.strength,
+        strength=ELITEConfig.strength if config.strength is None else config.strength,
     )
+    if config.strength is not None and not method.config.patches:
+        raise UserError(
+            f"strength = {config.strength:g} is that of the patches, and none are read: they need a mask, patches not "
+            "false, and an encoder with a local mapper; leave it out"
+        )
     placeholder = config.placeholder or f"<{config.image.stem.replace(' ', '-')}>"
     check_placeholder(sketch.tokenizer, placeholder)
     return Concept(method, placeholder, config.super_category, {"base_model": base_model, "step": 0})
