@@ -104,6 +104,9 @@ def test_the_bundled_encoder_tells_things_apart(script, frame, tmp_path):
     code, line = script("encode", image=PHOTO, mask=MASK, output=tmp_path / "masked.safetensors")
     assert code == 2 and "has no local mapper" in line
 
+    assert script("inference", image=PHOTO, **drawing(tmp_path / "images"))[0] == 0
+    assert pictures(tmp_path / "images").std() > 5
+
     photos = sorted(path for path in PHOTO.parents[1].glob("*/[01].png"))
     words = torch.cat([mean_word([photo], "miniature", frame)[None] for photo in photos])
     likeness = torch.nn.functional.normalize(words - words.mean(0), dim=1)
@@ -118,7 +121,9 @@ def test_the_bundled_encoder_sees_by_a_tower_of_its_own(frame):
     judge = CLIPMetricModel.from_pretrained("miniature-judge").model.vision_model.state_dict()
     for name, weight in judge.items():
         for own in tower.values():
-            assert own.shape != weight.shape or not torch.allclose(own, weight.float(), atol=1e-3) or own.std() < 1e-2, name
+            assert (
+                own.shape != weight.shape or not torch.allclose(own, weight.float(), atol=1e-3) or own.std() < 1e-2
+            ), name
 
 
 def test_the_word_to_keep_is_one_or_all(script, encoder, tmp_path):
