@@ -170,7 +170,7 @@ class Reproduction:
         )
         report.write_json(config.work_dir / JSON)
         report.write_csv(config.work_dir / CSV)
-        found = {by: [{**asdict(each), "verdict": each.verdict} for each in c.all()] for by, c in claims.items()}
+        found = {by: [{**asdict(each), "verdict": each.verdict} for each in c.all] for by, c in claims.items()}
         write_json({"claims": found, "search": asdict(selected)}, config.work_dir / "claims.json")
 
         plotted = [row for row in report.rows if row.kind is Kind.bound or row.method in PLOTTED]
@@ -185,7 +185,7 @@ class Reproduction:
     def _draw_grids(self, grids: Grids, claims: Claims, folder: Path) -> dict[str, str]:
         """Write the picture of every claim that has one; returns letter -> file name."""
         files = {}
-        for claim in claims.all():
+        for claim in claims.all:
             if claim.verdict != UNTESTED and (grid := grids.grid(claim.shows)) is not None:
                 files[claim.letter] = f"{self.config.page.stem}_{claim.letter}.jpg"
                 save_jpeg(grid, folder / files[claim.letter])
