@@ -270,7 +270,7 @@ def test_memory_of_the_conditioning_does_not_grow_with_the_steps(
         return max(held), texts
 
     whole, texts = largest()
-    monkeypatch.setattr("neti.models.generation.sampling.KEPT_BYTES", 0)
+    monkeypatch.setattr("neti.models.conditioning.prompt_conditioning.KEPT_BYTES", 0)
     block, again = largest()
     assert block * 6 == whole, "two steps of twelve"
     assert all(torch.equal(one, other) for one, other in zip(texts, again, strict=True))
