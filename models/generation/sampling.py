@@ -203,8 +203,9 @@ class Predictor:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self._backbone, self._rows = backbone, (0,)
+        self._backbone = backbone
         self._denoiser: Denoiser | None = None
+        self._rows: tuple[int, ...] = ()  # whose projections it has, where they are not the layers' own
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Denoising]) -> list[Tensor]:
