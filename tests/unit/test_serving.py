@@ -120,10 +120,12 @@ def test_a_short_request_does_not_wait_for_a_long_one(tiny_backbone: Backbone, c
 
 
 def test_a_finished_image_makes_room_at_once(tiny_backbone: Backbone, concepts: list[Method], rows: list[int]) -> None:
-    recipes = [replace(RECIPE, steps=steps) for steps in (1, 3, 2)]
+    recipes = [replace(RECIPE, steps=steps) for steps in (1, 4, 2)]
     with ImageQueue(tiny_backbone, max_batch=2) as queue:
         made = list(queue.submit(recipes, {"{}": concepts[0]}))
-    assert rows == [4, 4, 4] and [image.recipe for image in made] == recipes
+    assert rows == [4, 4, 4, 2] and [image.recipe for image in made] == recipes, (
+        "the last one is finished before the second"
+    )
 
 
 def test_cancelled_images_leave_the_batch(tiny_backbone: Backbone, concepts: list[Method], rows: list[int]) -> None:
@@ -198,12 +200,12 @@ def draw_without_hooks(recipes: list[ImageRecipe], concept: Method, backbone: Ba
 
 
 def test_sizes_take_turns(tiny_backbone: Backbone, concepts: list[Method], rows: list[int]) -> None:
-    recipes = [RECIPE, replace(RECIPE, height=32, width=64), replace(RECIPE, seed=1)]
+    recipes = [RECIPE, *(replace(RECIPE, height=32, width=64, seed=seed) for seed in range(3))]
     with ImageQueue(tiny_backbone) as queue:
         with held(queue, concepts[0]):
             ticket = queue.submit(recipes, {"{}": concepts[0]})
         made = list(ticket)
-    assert sorted(rows[1:]) == [2] * 3 + [4] * 3
+    assert sorted(rows[1:]) == [2] * 3 + [6] * 3
     assert [image.image.size for image in made][1] == (64, 32)
 
 

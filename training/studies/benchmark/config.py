@@ -26,6 +26,7 @@ class Section(Choice):
     variants = "variants"
     sampling = "sampling"
     perfusion = "perfusion"
+    serving = "serving"
     scaling = "scaling"
     memory = "memory"
     startup = "startup"
@@ -48,7 +49,7 @@ class BenchmarkConfig(Config):
     name: str = "cpu"
     # miniature, sd14 or both
     models: tuple[Subject, ...] = (Subject.miniature,)
-    # Groups of rows: arithmetic, training, variants, sampling, perfusion, scaling, memory, startup, numerics
+    # Groups of rows: arithmetic, training, variants, sampling, perfusion, serving, scaling, memory, startup, numerics
     sections: tuple[Section, ...] = tuple(Section)
     # Side of the images in pixels; unset: the model's own
     resolution: Optional[int] = setting(None, at_least=16, at_most=4096)
@@ -62,6 +63,8 @@ class BenchmarkConfig(Config):
     accumulation: int = setting(4, at_least=1)
     # Images made of one prompt
     seeds: int = setting(8, at_least=1, at_most=1024)
+    # Requests of one image each, for the rows about serving; `seeds` of them are in progress at a time
+    requests: int = setting(100, at_least=2, at_most=10_000)
     # Denoising steps per image; the ratios hardly depend on it
     sampling_steps: int = setting(10, at_least=2, at_most=1000)
     # Rounds in which the compared pieces of work take turns, after one that is not timed

@@ -48,10 +48,10 @@ def make_backbone(config: BenchmarkConfig, subject: Subject) -> Backbone:
     return backbone
 
 
-def new_method(backbone: Backbone) -> NeTI:
+def new_method(backbone: Backbone, seed: int = 0) -> NeTI:
     """NeTI with its default settings, as a training begins with it."""
     width = backbone.frame.text_width
-    start = Start(torch.ones(width) / width**0.5, torch.Generator().manual_seed(0))
+    start = Start(torch.ones(width) / width**0.5, torch.Generator().manual_seed(seed))
     return NeTI.create(NeTIConfig(), backbone.frame, start).to(backbone.unet.device)
 
 
