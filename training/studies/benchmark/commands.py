@@ -17,9 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ....models.backbone.backbone import Backbone
+from ....models.generation.config import Dtype
 from ....utils.devices import pick_device
 from ....utils.errors import UserError
-from .config import BenchmarkConfig, Dtype
+from .config import BenchmarkConfig
 from .timing import Ratio, Row, Timing, seconds
 
 LAUNCHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from ....models.generation.config import Dtype
 from ....utils.config.choices import Choice
 from ....utils.config.parsing import Config
 from ....utils.config.values import setting
@@ -31,14 +32,6 @@ class Section(Choice):
     memory = "memory"
     startup = "startup"
     numerics = "numerics"
-
-
-class Dtype(Choice):
-    """Precision of the frozen models."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
 
 
 @dataclass(frozen=True)

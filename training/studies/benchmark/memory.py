@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from ....models.generation.config import Dtype
 from ....utils.devices import pick_device
 from ....utils.errors import UserError
-from .config import BenchmarkConfig, Dtype, Subject
+from .config import BenchmarkConfig, Subject
 from .timing import GIB, Row
 
 IMAGE_STEPS = 3

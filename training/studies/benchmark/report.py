@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ....models.generation.config import Dtype
 from ....utils.config.parsing import parse_config, to_plain_dict
 from ....utils.devices import describe_machine, pick_device
 from ....utils.errors import UserError
@@ -20,7 +21,7 @@ from ...config.run import RunConfig
 from ..page import measured_part, replace_chapter
 from .arithmetic import arithmetic_rows
 from .commands import Commands, numerics_rows, process_rows, startup_rows
-from .config import BenchmarkConfig, Dtype, Section, Subject
+from .config import BenchmarkConfig, Section, Subject
 from .images import sampling_rows, seed_rows, serving_rows
 from .memory import memory_rows
 from .perfusion import perfusion_rows
