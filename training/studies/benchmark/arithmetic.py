@@ -83,7 +83,7 @@ class _FusedAttention(TorchFunctionMode):
 class StepCost:
     """One training step of NeTI: mapper (both ways), text encoder, U-Net.
 
-    unet_backward_to_latents: what its backward pass would cost if it did not stop at the first layer that reads the text.
+    unet_backward_to_latents: what its backward pass would cost if it did not stop at the first layer that reads text.
     """
 
     mapper: Cost

@@ -22,6 +22,7 @@ from ..page import measured_part, replace_chapter
 from .arithmetic import arithmetic_rows
 from .commands import Commands, numerics_rows, process_rows, startup_rows
 from .config import BenchmarkConfig, Section, Subject
+from .earlier import earlier_rows
 from .images import sampling_rows, seed_rows, serving_rows
 from .memory import memory_rows
 from .perfusion import perfusion_rows
@@ -78,6 +79,8 @@ def _measure(config: BenchmarkConfig, commands: Commands, folder: Path) -> Itera
         yield "miniature: processes", process_rows(config, commands)
     if Section.numerics in config.sections:
         yield "miniature: precision", numerics_rows(config, commands)
+    if Section.earlier in config.sections and config.earlier is not None:
+        yield "miniature: beside an earlier state of this project", earlier_rows(config, commands, config.earlier)
 
 
 def _of_model(config: BenchmarkConfig, subject: Subject, folder: Path) -> Iterator[tuple[str, list[Row]]]:
