@@ -18,9 +18,9 @@ from neti.models.conditioning.conditioning import plain_condition
 from neti.training.studies.benchmark.arithmetic import count, step_cost
 from neti.training.studies.benchmark.memory import resident
 from neti.training.studies.benchmark.report import render_chapter
-from neti.training.studies.benchmark.timing import Ratio, Timing, in_turn
 from neti.training.studies.benchmark.training import Trainers
 from neti.training.studies.random_weights import sd14
+from neti.training.studies.timing import Ratio, Timing, in_turn
 
 CPU = torch.device("cpu")
 

@@ -27,8 +27,8 @@ from ....models.conditioning.tokens import tokenize
 from ....models.generation.run import DTYPES
 from ....models.methods import NeTI, NeTIConfig, Start
 from ..random_weights import sd14
+from ..timing import CPU_ATTENTION, GIB, Row, fused_attention
 from .config import BenchmarkConfig
-from .timing import CPU_ATTENTION, GIB, Row, fused_attention
 
 STEPS, SECONDS = 1000, 90  # the goal, of batch 8 on an H100
 

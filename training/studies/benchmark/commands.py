@@ -20,8 +20,8 @@ from ....models.backbone.backbone import Backbone
 from ....models.generation.config import Dtype
 from ....utils.devices import pick_device
 from ....utils.errors import UserError
+from ..timing import Ratio, Row, Timing, seconds
 from .config import BenchmarkConfig
-from .timing import Ratio, Row, Timing, seconds
 
 LAUNCHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCHER += ["--dynamo_backend", "no", "--main_process_port", "0"]

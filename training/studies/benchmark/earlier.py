@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..timing import Ratio, Row, Timing, seconds
 from .commands import BATCH, IMAGE_STEPS, LONG, Commands
 from .config import BenchmarkConfig
-from .timing import Ratio, Row, Timing, seconds
 
 # CPU seconds of the process, which do not grow when others use the machine; where a training begins has changed
 IMPORTS = """
@@ -40,13 +40,13 @@ def earlier_rows(config: BenchmarkConfig, commands: Commands, checkout: Path) ->
     }
     rows = []
     for what, title in titles.items():
-        now, then = (Timing(tuple(took[name, what]), 0) for name in both)
+        new, old = (Timing(tuple(took[name, what]), 0) for name in both)
         rows.append(
             Row(
                 f"{title}, now / then",
-                str(Ratio.of(now, then)),
+                str(Ratio.of(new, old)),
                 wanted="at most 1",
-                note=f"{seconds(now.median)} / {seconds(then.median)}",
+                note=f"{seconds(new.median)} / {seconds(old.median)}",
             )
         )
     return rows

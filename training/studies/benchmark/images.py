@@ -15,8 +15,8 @@ from ....models.generation.draw import draw
 from ....models.generation.recipes import ImageRecipe
 from ....models.generation.sampling import SCHEDULERS
 from ....models.generation.serving.image_queue import ImageQueue
+from ..timing import Ratio, Row, in_turn, seconds
 from .config import BenchmarkConfig, Subject
-from .timing import Ratio, Row, in_turn, seconds
 from .training import new_method
 
 PROMPT, PLAIN_PROMPT = f"a photo of a {SLOT} on a beach", "a photo of a dog on a beach"

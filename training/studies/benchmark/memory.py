@@ -15,8 +15,8 @@ import torch
 from ....models.generation.config import Dtype
 from ....utils.devices import pick_device
 from ....utils.errors import UserError
+from ..timing import GIB, Row
 from .config import BenchmarkConfig, Subject
-from .timing import GIB, Row
 
 IMAGE_STEPS = 3
 

@@ -19,6 +19,7 @@ from ....utils.errors import UserError
 from ....utils.files import write_json
 from ...config.run import RunConfig
 from ..page import measured_part, replace_chapter
+from ..timing import Row
 from .arithmetic import arithmetic_rows
 from .commands import Commands, numerics_rows, process_rows, startup_rows
 from .config import BenchmarkConfig, Section, Subject
@@ -26,11 +27,11 @@ from .earlier import earlier_rows
 from .images import sampling_rows, seed_rows, serving_rows
 from .memory import memory_rows
 from .perfusion import perfusion_rows
-from .timing import Row
 from .training import Trainers, batch_rows, make_backbone, training_rows, variant_rows
 
-OF_MODEL = set(Section) - {Section.arithmetic, Section.memory, Section.startup, Section.numerics}  # need a model
-OWN_KEYS = ("train_config", "work_dir", "docs_dir", "name", "sections")  # of the call, not of what is measured
+# All others need a model in memory
+ALONE = {Section.arithmetic, Section.memory, Section.startup, Section.numerics, Section.earlier}
+OWN_KEYS = ("train_config", "work_dir", "docs_dir", "name", "sections", "earlier")  # of the call, not of what is measured
 
 
 def write_benchmark(config: BenchmarkConfig, scripts: Path) -> Iterator[tuple[str, list[Row]]]:
@@ -67,7 +68,7 @@ def _measure(config: BenchmarkConfig, commands: Commands, folder: Path) -> Itera
     if Section.arithmetic in config.sections:
         yield "sd14: arithmetic", arithmetic_rows(config)
     for subject in config.models:
-        if OF_MODEL & set(config.sections):
+        if set(config.sections) - ALONE:
             yield from _of_model(config, subject, folder / str(subject))
             gc.collect()  # trainers hold the model in circles of references
             torch.cuda.empty_cache()

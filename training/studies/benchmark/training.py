@@ -28,8 +28,8 @@ from ...config.options import Tracker
 from ...config.run import DataConfig, EvalConfig, LogConfig, OptimConfig, RunConfig
 from ...data.dataset import ConceptDataset
 from ..random_weights import sd14
+from ..timing import Ratio, Row, Timing, in_turn, seconds
 from .config import BenchmarkConfig, Subject
-from .timing import Ratio, Row, Timing, in_turn, seconds
 
 PICTURES = 3
 CONCEPT_STEPS = 1000
