@@ -62,8 +62,8 @@ class ImageQueue:
     all requests. Requests take turns, image by image, so that a long one does not keep a short one from beginning.
     When memory runs out, the batch is halved for good and the images in it go on.
     mix_requests: False draws each request's images in the batches that `draw` makes of them, and nothing beside them:
-    bit for bit the images of `draw` with `batch_size=max_batch`. Requests then take turns batch by batch. Mixed, an
-    image depends on the others beside it as far as the device's kernels round differently for other batch sizes.
+    bit for bit the images of `draw` with `batch_size=max_batch`, unless memory runs out. Requests then take turns batch
+    by batch. Mixed, an image depends on how many are beside it, as far as kernels round differently for other sizes.
     """
 
     def __init__(

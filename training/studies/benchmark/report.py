@@ -31,7 +31,8 @@ from .training import Trainers, batch_rows, make_backbone, training_rows, varian
 
 # All others need a model in memory
 ALONE = {Section.arithmetic, Section.memory, Section.startup, Section.numerics, Section.earlier}
-OWN_KEYS = ("train_config", "work_dir", "docs_dir", "name", "sections", "earlier")  # of the call, not of what is measured
+# Of the call, not of what is measured
+OWN_KEYS = ("train_config", "work_dir", "docs_dir", "name", "sections", "earlier")
 
 
 def write_benchmark(config: BenchmarkConfig, scripts: Path) -> Iterator[tuple[str, list[Row]]]:
