@@ -127,6 +127,12 @@ def run(arguments: Sequence[str], package: Path | None = None) -> tuple[float, s
     return began, done.stdout
 
 
+def elapsed(arguments: Sequence[str]) -> float:
+    """Seconds until Python has run with these arguments and is gone."""
+    began, _ = run(arguments)
+    return time.time() - began
+
+
 def startup_rows(config: BenchmarkConfig, commands: Commands) -> list[Row]:
     """How long commands take before they do anything, and until the first training step and image are on the disk."""
     device = pick_device(config.device)
@@ -136,9 +142,9 @@ def startup_rows(config: BenchmarkConfig, commands: Commands) -> list[Row]:
         took.setdefault(what, []).append(value)
 
     for number in range(config.repeats):
-        note("torch", time.time() - run(["-c", "import torch"])[0])
+        note("torch", elapsed(["-c", "import torch"]))
         for name in HELPED:
-            note(name, time.time() - run([str(commands.scripts / f"{name}.py"), "--help"])[0])
+            note(name, elapsed([str(commands.scripts / f"{name}.py"), "--help"]))
         libraries, own = map(float, run(["-c", IMPORTS])[1].split())
         note("libraries", libraries)
         note("own", own)
