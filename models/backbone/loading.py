@@ -58,6 +58,8 @@ def load_parts(
             index = files.folder / "model_index.json"
             settings = read_settings(index) if index.is_file() else {}
             parts["zeros_for_empty_prompt"] = bool(settings.get("force_zeros_for_empty_prompt", True))
+        if dtype == torch.float16 and parts["vae"].config["force_upcast"]:
+            parts["vae"].float()  # XL's own overflows in float16; stock pipelines do the same
     with explained(name_or_path, "unet", files):
         _correct_sample_size(parts["unet"])
     return parts
