@@ -139,9 +139,10 @@ def test_perfusion_edits_every_projection_by_the_joined_encodings(xl: Backbone, 
     text, inverse = torch.randn(1, 3, sum(WIDTHS)), method.covariance.inverse
     key, value = method.eval().projection().project(attention, layer, text, text, torch.ones(1, 3, dtype=torch.long))
     similarity = text @ inverse @ method.key / (method.key @ inverse @ method.key)
-    for weight, side, result in ((attention.to_k.weight, "key", key), (attention.to_v.weight, "value", value)):
-        gate = torch.sigmoid((similarity - method.beta) / method.tau)[..., None]
-        expected = (text - similarity[..., None] * method.key) @ weight.T + gate * method.target(side, layer)
+    gate = torch.sigmoid((similarity - method.beta) / method.tau)
+    for weight, result in ((attention.to_k.weight, key), (attention.to_v.weight, value)):
+        # a new concept's targets o* are W i*
+        expected = text @ weight.T + (gate - similarity)[..., None] * (weight @ method.key)
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
