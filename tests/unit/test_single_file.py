@@ -16,6 +16,7 @@ from tiny_xl import build_tiny_xl, parts_of
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.files.locate import find_model
 from neti.models.backbone.files.single_file import FIRST_LAYER
 from neti.models.backbone.loading import check_text_to_image, load_parts, model_hash
 from neti.utils.errors import UserError
@@ -140,7 +141,7 @@ def test_without_settings_beside_it_has_those_of_its_family(
 
 
 YAML = "model:\n  params:\n    image_size: 64\n    parameterization: {}\n"
-VELOCITIES, NOISE = ("v_prediction", 96), ("epsilon", 64)
+VELOCITIES, NOISE = ({"prediction_type": "v_prediction"}, None), ({"prediction_type": "epsilon"}, 64)
 
 
 @pytest.mark.parametrize(
@@ -172,9 +173,15 @@ def test_whether_a_stable_diffusion_2_predicts_noise_or_velocities(
         assert model_hash(str(path)) != before
     notes = check_text_to_image(str(path))
     assert ["put alone.yaml beside it" in note for note in notes] == ([] if expected else [True])
-    parts = load_parts(str(path), revision=None, dtype=torch.float32, weights=())
-    found = parts["scheduler"].config["prediction_type"], parts["unet"].config["sample_size"]
-    assert found == (expected or VELOCITIES)
+    checkpoint = find_model(str(path)).checkpoint
+    assert checkpoint is not None
+    assert (checkpoint.schedule, checkpoint.latent_side) == (expected or ({}, None))
+
+
+def test_a_stable_diffusion_2_that_predicts_noise_draws_smaller(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    save_file(one_file(tiny_backbone, "2"), tmp_path / "base.safetensors", {"modelspec.prediction_type": "epsilon"})
+    parts = load_parts(str(tmp_path / "base.safetensors"), revision=None, dtype=torch.float32, weights=())
+    assert (parts["scheduler"].config["prediction_type"], parts["unet"].config["sample_size"]) == ("epsilon", 64)
 
 
 @pytest.mark.parametrize("yaml", ["", "[]", "model: 3", YAML.format("x0"), "\tx"])
