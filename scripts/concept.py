@@ -4,6 +4,8 @@ python scripts/concept.py info concept-steps-1000.safetensors
 python scripts/concept.py convert mapper-steps-1000.pt learned_embeds-steps-1000.bin concept-steps-1000.safetensors
 python scripts/concept.py convert --dtype fp16 concept-steps-1000.safetensors small.safetensors
 python scripts/concept.py convert --base_model CompVis/stable-diffusion-v1-4 learned_embeds.bin toy.safetensors
+python scripts/concept.py convert --base_model CompVis/stable-diffusion-v1-4 --placeholder "<toy>" \
+  --super_category toy perfusion.pt toy.safetensors
 python scripts/concept.py export concept-steps-1000.safetensors learned_embeds.safetensors
 python scripts/concept.py export --timestep 700 --per_layer concept-steps-1000.safetensors toy.safetensors
 """
@@ -31,6 +33,7 @@ except ModuleNotFoundError as missing:
 if TYPE_CHECKING:
     from neti.models.concepts.approximation import Loss
     from neti.models.concepts.concept import Concept
+    from neti.models.methods.perfusion.covariance import Covariance
 
 MAX_NAME = 255  # bytes, on most file systems
 TIMESTEP = 500  # of an embedding for all timesteps
@@ -56,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--base_model", type=name_or_path, help="what an embedding was trained on; its file does not say"
     )
     convert.add_argument("--placeholder", help="the word the embedding shall answer to, instead of its own")
+    convert.add_argument("--super_category", help="the word for its kind, with a file of another tool's Perfusion")
     export = commands.add_parser(
         "export",
         help="write a concept as Textual Inversion embedding for other tools; where that loses something, measure what",
@@ -95,26 +99,49 @@ def write_converted(arguments: argparse.Namespace) -> None:
     if output.suffix != ".safetensors":
         raise UserError(f"output {output} must end in .safetensors, as every concept file of this project does")
     refuse_existing(output)
-    concept = load_source(arguments.source, arguments.embeds, arguments.base_model, arguments.placeholder)
+    covariance_path = output.with_name(f"{output.stem}_covariance.safetensors")
+    concept, covariance = load_source(arguments)
+    if covariance is not None:
+        refuse_existing(covariance_path)
+        covariance.save(covariance_path)
     concept.save(output, torch.float16 if arguments.dtype == "fp16" else torch.float32)
     print(f"{output}: concept {concept.placeholder}, {output.stat().st_size / 2**20:.2f} MiB")
+    if covariance is not None:
+        print(f"{covariance_path}: the covariance it needs; keep it beside the concept, or where you draw from")
 
 
-def load_source(source: Path, embeds: Path | None, base_model: str | None, placeholder: str | None) -> Concept:
-    """The concept in a file of ours, in the public code's pair, or (with `base_model`) in an embedding file."""
+def load_source(arguments: argparse.Namespace) -> tuple[Concept, Covariance | None]:
+    """The concept in a file of ours, in the public code's pair, or (with `base_model`) in an embedding file or one of
+    another tool's Perfusion, which has its covariance inside."""
+    source, embeds, base_model = arguments.source, arguments.embeds, arguments.base_model
+    placeholder, category = arguments.placeholder, arguments.super_category
     if base_model is None and placeholder is None and (embeds is not None or source.suffix == ".safetensors"):
-        return explicit_files(source, embeds).load()
+        return explicit_files(source, embeds).load(), None
     if base_model is None:
         raise UserError(
             f"{source}: is it mapper-steps-N.pt of the public code? Give its learned_embeds-steps-N.bin too. Is it a "
-            "Textual Inversion embedding? Name the model it was trained on with --base_model"
+            "Textual Inversion embedding, or of another tool's Perfusion? Name its model with --base_model"
         )
     if embeds is not None:
         raise UserError(f"--base_model is for an embedding, which is one file; {source} and {embeds} are two")
     from neti.models.backbone.backbone import Backbone
-    from neti.models.concepts.embeddings import load_embedding
+    from neti.models.concepts.embeddings import load_embedding, read_content
+    from neti.models.concepts.perfusion_files import BY_POSITION, convert_perfusion, is_perfusion
 
-    return load_embedding(source, Backbone.from_pretrained(base_model, components=()), placeholder)
+    content = read_content(source)
+    if not is_perfusion(content):
+        if category is not None:
+            raise UserError("--super_category: is for the files of another tool's Perfusion, which do not name it")
+        return load_embedding(source, Backbone.from_pretrained(base_model, components=()), placeholder), None
+    if "target_output" in content:
+        raise UserError(f"{source}: {BY_POSITION}")
+    if placeholder is None or category is None:
+        raise UserError(f"{source}: a file of another tool's Perfusion; give --placeholder and --super_category too")
+    backbone = Backbone.from_pretrained(base_model, components=("text_encoder",))
+    try:
+        return convert_perfusion(content, backbone, placeholder, category)
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # whatever a file of another shape leads to
+        raise UserError(f"{source}: {error}") from None
 
 
 def write_embeddings(arguments: argparse.Namespace) -> None:

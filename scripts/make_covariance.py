@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="hub name or folder of the model whose text encoder is measured")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--captions", type=Path, help="text file, one caption a line")
+    source.add_argument(
+        "--convert", type=Path, help="another tool's C (.pt) or C^-1 (.npy) of this text encoder instead"
+    )
     source.add_argument("--world", type=int, metavar="N", help="N captions of the miniature's world instead")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write; must not exist")
     parser.add_argument("--tokens", choices=("nonpad", "all"), default="nonpad", help="all: padding counts too")
@@ -58,6 +61,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from neti.models.backbone.backbone import Backbone
     from neti.models.methods.perfusion.second_moments import Captions, TokenRule, measure
 
+    if arguments.convert:
+        from neti.models.concepts.perfusion_files import read_covariance
+
+        backbone = Backbone.from_pretrained(arguments.model, components=("text_encoder",))
+        covariance = read_covariance(arguments.convert, backbone)
+        covariance.save(output)
+        print(f"done: {output}, {covariance.digest}; the file does not say which text encoder it was measured on")
+        return
     file = write_world(arguments.world, output) if arguments.world else arguments.captions
     captions = Captions(file, arguments.limit)
     backbone = Backbone.from_pretrained(arguments.model, device=arguments.device, components=("text_encoder",))

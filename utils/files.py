@@ -24,6 +24,7 @@ from .errors import UserError, first_line, shorten, shown
 MAX_TEXT = 2**20  # bytes: a thousand pages; the largest config of this project has 6 KB
 MAX_JSON = 2**24  # bytes: the vocabulary of a tokenizer, the largest JSON beside a model, has 1 MB
 MAX_DEPTH = 32  # of JSON
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on every usual file system
 MAX_NAME = 200  # bytes; a file's temporary name is longer than its own, and file systems take 255
 MAX_INTEGER = 2**63 - 1
 NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")  # what no prompt, name or path may hold
@@ -34,9 +35,13 @@ LFS_POINTER = b"version https://git-lfs.github.com/"
 def user_path(text: str) -> Path:
     """The path a person wrote, `~` and `~name` being home folders, as no shell does inside a YAML file or after `=`.
 
-    Raises UserError where there is no such home: a folder called `~` would be made otherwise. Also argparse's `type`.
+    Raises UserError where there is no such home: a folder called `~` would be made otherwise; and for a name longer
+    than a file's can be, which every look-up would trip over. Also argparse's `type`.
     """
     path = os.path.expanduser(text)
+    encoded = path.encode("utf-8", "surrogatepass")
+    if len(encoded) > LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
+        raise UserError(f"{shown(text)} is longer than a file's name can be")
     if path.startswith("~"):
         raise UserError(f"{shown(text)} names a home folder that is not there; a file of this name is ./{text:.80}")
     return Path(path)

@@ -5,6 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...utils.errors import shown
+
+SIZES = (
+    *("in_channels", "out_channels", "latent_channels", "block_out_channels", "norm_num_groups", "cross_attention_dim"),
+    *("attention_head_dim", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"),
+    *("max_position_embeddings", "num_train_timesteps"),
+)
+RANGES: dict[str, tuple[type, float, float]] = {  # settings that the libraries take as they come, and fail at later
+    **dict.fromkeys(SIZES, (int, 1, 2**20)),
+    **dict.fromkeys(("layers_per_block", "num_hidden_layers"), (int, 1, 100)),
+    "sample_size": (int, 1, 2048),
+    "scaling_factor": (float, 1e-6, 1e6),
+    **dict.fromkeys(("beta_start", "beta_end"), (float, 1e-9, 1)),
+}
 INPUTS = {  # a U-Net's input channels -> what it wants beside the noisy latents
     5: "a depth map",
     7: "a small image to enlarge",
@@ -19,6 +33,19 @@ OTHER_INPUTS = {  # settings that are null in a U-Net which takes latents, a tim
     "num_class_embeds": "a class or a noise level",
     "encoder_hid_dim_type": "another text than its encoder's, or an image",
 }
+
+
+def number_problem(settings: Mapping[str, Any]) -> str | None:
+    """What is wrong with one of the sizes of a part, or of a list of them; None if nothing is. A size may be null."""
+    for name, (kind, lowest, highest) in RANGES.items():
+        value = settings.get(name)
+        numbers: list[Any] = value if isinstance(value, list) and value else [value]
+        for number in numbers:
+            is_absent = name not in settings or (number is None and kind is int)
+            if not is_absent and not (type(number) in (int, kind) and lowest <= number <= highest):
+                what = "a whole number" if kind is int else "a number"
+                return f"{name} is {shown(value)}; it must be {what} from {lowest:g} to {highest:g}"
+    return None
 
 
 def input_problem(channels: int, latent_channels: int) -> str | None:

@@ -13,12 +13,12 @@ from diffusers.schedulers import DDPMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ...utils.errors import UserError, first_line
-from .checks import settings_problem
+from .checks import number_problem, settings_problem
 from .files.hub import HUB_NAME, is_in_cache
 from .files.locate import BUNDLED, ModelFiles, find_model, model_folder, model_hash
 from .files.quiet import without_progress_bars
 from .files.single_file import ENDINGS, load_checkpoint
-from .files.weights import SECOND, WEIGHTS, check_files, find_weights, read_settings
+from .files.weights import INDEX, SECOND, WEIGHTS, check_files, find_weights, read_settings
 
 __all__ = ["BUNDLED", "HUB_NAME", "WEIGHTS", "check_text_to_image", "load_parts", "model_folder", "model_hash"]
 
@@ -54,9 +54,8 @@ def load_parts(
             with explained(name_or_path, part, files):
                 parts[part] = _load_part(part, files, dtype, part in wanted)
     if len(files.text_encoders) > 1:
-        with explained(name_or_path, "model_index.json", files):
-            index = files.folder / "model_index.json"
-            settings = read_settings(index) if index.is_file() else {}
+        with explained(name_or_path, INDEX, files):
+            settings = read_settings(files.folder / INDEX) if (files.folder / INDEX).is_file() else {}
             parts["zeros_for_empty_prompt"] = bool(settings.get("force_zeros_for_empty_prompt", True))
         if dtype == torch.float16 and parts["vae"].config["force_upcast"]:
             parts["vae"].float()  # XL's own overflows in float16; stock pipelines do the same
@@ -79,9 +78,14 @@ def check_text_to_image(name_or_path: str, revision: str | None = None) -> list[
 
 def _check(name: str, files: ModelFiles) -> None:
     settings, encoders = {}, files.text_encoders
+    if (files.folder / INDEX).is_file():  # it says whether there is a safety checker
+        with explained(name, INDEX, files):
+            check_files(files.folder, [INDEX])
     for part in ("unet", "vae", "scheduler", *encoders):
         with explained(name, part, files):
             settings[part] = read_settings(_settings_file(part, files))
+            if problem := number_problem(settings[part]):
+                raise ValueError(problem)
     text_width = sum(settings.pop(encoder).get("hidden_size", 512) for encoder in encoders)
     if problem := settings_problem(**settings, text_width=text_width, two_encoders=len(encoders) > 1):
         raise UserError(f"model {name!r}: {problem}")

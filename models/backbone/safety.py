@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from PIL import Image
 from ...utils.errors import UserError
 from .files.locate import ModelFiles, find_model
 from .files.quiet import without_warnings
-from .files.weights import CHECKER, check_files
+from .files.weights import CHECKER, INDEX, check_files, read_settings
 from .loading import explained, load_weights
 
 PROCESSOR = "feature_extractor"  # the folder of the settings by which images are prepared for the checker
@@ -75,8 +74,7 @@ def _is_named(files: ModelFiles) -> bool:
     """Whether there is a folder of it, or the index speaks of one: a model that lost its checker is not without one."""
     if (files.folder / CHECKER).is_dir() or files.checkpoint is not None:
         return (files.folder / CHECKER).is_dir()
-    index = files.folder / "model_index.json"
     try:
-        return json.loads(index.read_text(encoding="utf-8")).get(CHECKER, [None])[0] is not None
-    except (OSError, ValueError, AttributeError, TypeError, LookupError):
+        return read_settings(files.folder / INDEX).get(CHECKER, [None])[0] is not None
+    except (OSError, ValueError, TypeError, LookupError):
         return False  # no index: what is there counts

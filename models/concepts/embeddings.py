@@ -153,6 +153,15 @@ def check_output(path: Path) -> None:
 
 def read_embedding(path: Path) -> Embedding:
     """What is in an embedding file, in float32; UserError as in `load_embedding`."""
+    content = read_content(path)
+    try:
+        return _find_words(path.stem, content)
+    except ValueError as error:
+        raise UserError(f"{path}: not a {WHAT} that can be read; {error}") from None
+
+
+def read_content(path: Path) -> Any:
+    """All of an embedding file, as it is; UserError for one that is missing, broken, or asks to execute code."""
     require_file(path, WHAT)
     with open(path, "rb") as file:
         start = file.read(9)
@@ -162,13 +171,8 @@ def read_embedding(path: Path) -> Embedding:
             ".safetensors or .pt"
         )
     if start[8:] == b"{":  # behind the length of a safetensors header
-        content: Any = read_safetensors(path)
-    else:
-        content = read_pickle(path, WHAT, [(_PickledParameters, PARAMETER_DICT)])
-    try:
-        return _find_words(path.stem, content)
-    except ValueError as error:
-        raise UserError(f"{path}: not a {WHAT} that can be read; {error}") from None
+        return read_safetensors(path)
+    return read_pickle(path, WHAT, [(_PickledParameters, PARAMETER_DICT)])
 
 
 def _find_words(stem: str, content: Any) -> Embedding:

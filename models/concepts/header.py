@@ -38,6 +38,7 @@ class Header:
     libraries: dict[str, str] = field(default_factory=dict)
     base_model: str = ""
     step: int | None = None
+    training_config: dict[str, Any] | None = None
 
     @property
     def sizes(self) -> Frame:
@@ -47,7 +48,8 @@ class Header:
         return Frame.from_record(self.frame)
 
 
-ABOUT = frozenset(entry.name for entry in fields(Header)) - {"base_model", "step"}  # the rest is `Concept.metadata`
+ABOUT = frozenset(entry.name for entry in fields(Header)) - {"base_model", "step", "training_config"}  # and these are
+# `Concept.metadata`, with whatever else is there
 
 
 def read_header(path: str | Path) -> tuple[Header, dict[str, Any]]:
@@ -97,6 +99,8 @@ def _check(header: Header) -> None:
     """ValueError for entries of the right types that make no sense."""
     if not (1 <= header.num_layers <= MAX_PLACES and 1 <= header.text_width <= MAX_WIDTH):
         raise ValueError(f"num_layers {header.num_layers} and text_width {header.text_width} are of no model")
+    if header.step is not None and header.step < 0:
+        raise ValueError(f"step {header.step} is below 0")
     if header.frame is not None:
         frame = Frame.from_record(header.frame)
         if (frame.num_places, frame.text_width) != (header.num_layers, header.text_width):

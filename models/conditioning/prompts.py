@@ -16,13 +16,21 @@ SLOT = "{}"  # stands for the concept's placeholder wherever a person writes a p
 NAME = re.compile(r"[^\W\d][\w-]*")  # of a concept in `{name}`: begins with a letter
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _UNITS = re.compile(r"[0-9]{1,9}")
+_OPTIONS = (  # of Midjourney, kohya's scripts and AUTOMATIC1111's; after a dash of two signs any other word is prose
+    "[nwhdlsgtbcvqpr]|am|ow|oh|nw|nh|ct|cl|of|ss|ar|aspect|no|version|quality|stylize|style|chaos|seed|subseed|stop|"
+    "tile|tiling|niji|iw|sref|cref|cw|sw|weird|raw|repeat|fast|relax|turbo|video|hd|uplight|upbeta|steps|width|height|"
+    "prompt|negative[-_]prompt|cfg[-_]scale|sampler[-_](?:name|index)|batch[-_](?:size|count)|n[-_]iter"
+)
 _OTHER_TOOLS = (  # what people write for other tools, and a text encoder would read as letters
     (
-        r"(^|\s)--[a-zA-Z][\w-]*(?=[\s=]|$)",
+        rf"(?i)(^|\s)--(?:{_OPTIONS})(?=[\s=]|$)",
         "an option of other tools: seeds, steps, sizes, negative prompts are keys here",
     ),
-    (r"[^\s\d]\s*:\s*[+-]?\d{0,6}\.?\d{1,6}\s*[)\]]", "a weight of other tools: there are none here"),
-    (r"\(\(|\)\d{0,6}\.\d|[)}](\++|--+)(?=[\s,.]|$)", "a weight of other tools: there are none here"),
+    (  # (cat:1.5), and with a space what looks like a weight: `(chapter: 3)` and `(rated: 4.5)` are prose
+        r"[(\[].*(?:[^\s\d]|[^\W\d]\d{1,9})\s*:(?:[+-]?\d{0,6}\.?\d{1,6}|\s+[01]\.\d{1,4})\s*[)\]]",
+        "a weight of other tools: there are none here",
+    ),
+    (r"\(\([^()]*\)\)|\)\d{1,6}\.\d|[)}](\++|--+)(?=[\s,.]|$)", "a weight of other tools: there are none here"),
     (r"\[[^\[\]]*\|[^\[\]]*\]|\\[()\[\]]", "a choice or an escape of other tools: write the words themselves"),
     (r"(?i)<(lora|lyco|hypernet|hypernetwork|ti):|\bembedding:\S", "a file of other tools: concepts are keys here"),
 )

@@ -1,7 +1,6 @@
 # ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
 """Every setting of `scripts/inference.py`: the public code's keys with its defaults and meaning, and ours."""
 
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -13,7 +12,7 @@ from ...utils.devices import device_problems
 from ...utils.errors import UserError, shorten, shown
 from ...utils.seeds import parse_seeds
 from ..conditioning.prompts import NAME, safe_name
-from .mixtures import RuleConfig, StyleMixingConfig, parse_mixtures, parse_settings
+from .mixtures import RuleConfig, StyleMixingConfig, combinations, parse_mixtures, parse_settings
 
 MAX_IMAGES = 1_000_000
 ONE_CONCEPT = ("concept", "input_dir", "mapper_checkpoint_path", "image")  # the keys that say which concept `{}` is
@@ -113,8 +112,7 @@ class InferenceConfig(Config):
     @property
     def variants(self) -> list[dict[str, Any] | None]:
         """Every combination of `settings`; [None] where there are none."""
-        names, values = list(self.settings or {}), list((self.settings or {}).values())
-        return [dict(zip(names, chosen, strict=True)) or None for chosen in itertools.product(*values)]
+        return combinations(self.settings)
 
     @property
     def has_one_concept(self) -> bool:

@@ -46,7 +46,7 @@ class Gallery:
         return self.root / safe_name(prompt)
 
     def path(self, recipe: ImageRecipe) -> Path:
-        return self.folder(recipe.prompt) / f"{recipe.seed}{_suffix(variant_of(recipe))}.png"
+        return self.folder(recipe.prompt) / f"{recipe.seed}{variant_suffix(variant_of(recipe))}.png"
 
     def unfinished(self, recipes: Sequence[ImageRecipe]) -> list[ImageRecipe]:
         """The recipes whose images are not there yet.
@@ -104,7 +104,7 @@ class Gallery:
         for variant, images in by_variant.items():
             columns = GRID_COLUMNS if len(images) <= GRID_COLUMNS**2 else math.isqrt(len(images) - 1) + 1
             rows = [images[start : start + columns] for start in range(0, len(images), columns)]
-            path = self.folder(prompt) / f"grid{_suffix(variant)}.png"
+            path = self.folder(prompt) / f"grid{variant_suffix(variant)}.png"
             if len(rows) == 1:
                 self._write_grid(path, rows, [], _seed_labels(images), _title(prompt, variant))
             else:
@@ -122,7 +122,7 @@ class Gallery:
         for variant in by_variant[0]:
             rows = [list(row) for row in zip(*(column[variant] for column in by_variant), strict=True)]
             rows = rows[:SLIDER_COLUMNS]
-            path = self.folder(prompt) / f"{name}{_suffix(variant)}.png"
+            path = self.folder(prompt) / f"{name}{variant_suffix(variant)}.png"
             labels = _seed_labels([row[0] for row in rows])
             self._write_grid(path, rows, labels, list(columns), _title(prompt, variant))
 
@@ -145,24 +145,24 @@ def variant_of(recipe: ImageRecipe) -> Variant:
     return ("truncation", recipe.truncation), *(recipe.settings or {}).items()
 
 
-def _suffix(variant: Variant) -> str:
+def variant_suffix(variant: Variant, mark: str = "_") -> str:
     """The part of a file name that tells the variant; nothing when all hidden units are kept and nothing is set."""
-    return "".join(f"_{name}_{_value(value)}" for name, value in variant if value is not None)
+    return "".join(f"{mark}{name}{mark}{_value(value)}" for name, value in variant if value is not None)
+
+
+def in_words(variant: Variant) -> list[str]:
+    """What is set, and which hidden units are kept unless all are."""
+    (_, truncation), *settings = variant
+    shown = [f"{name} {_value(value)}" for name, value in settings]
+    return shown + ([] if truncation is None else [f"{truncation} hidden units"])
 
 
 def _label(variant: Variant) -> str:
-    """The variant in words."""
-    (_, truncation), *settings = variant
-    units = "all units" if truncation is None else f"{truncation} units"
-    shown = [f"{name} {_value(value)}" for name, value in settings]
-    return ", ".join([*shown, units] if truncation is not None or not shown else shown)
+    return ", ".join(in_words(variant)) or "all hidden units"
 
 
 def _title(prompt: str, variant: Variant) -> str:
-    (_, truncation), *settings = variant
-    shown = [f"{name} {_value(value)}" for name, value in settings]
-    shown += [] if truncation is None else [f"{truncation} hidden units"]
-    return f"{prompt}   ({', '.join(shown)})" if shown else prompt
+    return f"{prompt}   ({', '.join(in_words(variant))})" if in_words(variant) else prompt
 
 
 def _value(value: Any) -> str:

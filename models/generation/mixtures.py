@@ -2,9 +2,10 @@
 """How a person writes which concept speaks where: the rules of a mixture, and style mixing."""
 
 import difflib
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 
@@ -70,6 +71,12 @@ def parse_settings(raw: Mapping[str, Any]) -> dict[str, list[Any]]:
             raise UserError(f"{shown(name)[1:-1]} must be a value, or a list such as [0.6, 0.75]")
         settings[name] = list(dict.fromkeys(map(_plain, several)))
     return settings
+
+
+def combinations(settings: Mapping[str, Sequence[Any]] | None) -> list[dict[str, Any] | None]:
+    """Every combination of values, setting -> value; [None] where nothing is set."""
+    names, values = list(settings or {}), list((settings or {}).values())
+    return [dict(zip(names, chosen, strict=True)) or None for chosen in itertools.product(*values)]
 
 
 def _plain(text: str) -> Any:

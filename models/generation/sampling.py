@@ -103,7 +103,8 @@ class PromptConditioning:
         image_size: tuple[int, int],
     ) -> None:
         self.timesteps = timesteps
-        self.projection = join_projections([concept.projection() for concept in concepts.values()])
+        with _eval_mode(concepts):  # where a method edits the attention otherwise than in training
+            self.projection = join_projections([concept.projection() for concept in concepts.values()])
         self._backbone, self._concepts, self._truncation = backbone, concepts, truncation
         self._chunk_rows, self._image_size = chunk_rows, image_size
         self._zeros = backbone.zeros_for_empty_prompt and not negative_prompt

@@ -15,6 +15,8 @@ from transformers import AutoImageProcessor
 
 from .resizing import Resizing
 
+MAX_SIZE = 4096  # pixels of a side
+
 
 class MetricInput:
     """Pictures of any size to the model's pixels [B,3,H,W], after the preprocessor_config.json in the model's folder.
@@ -28,6 +30,10 @@ class MetricInput:
         # pinned: with torchvision installed the default would resize on tensors, without it with Pillow
         self.processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         self.resizing = resizing
+        given = [_given(getattr(self.processor, name, None) or {}) for name in ("size", "crop_size")]
+        sizes = [size for sides in given for size in sides.values()]
+        if not all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes):
+            raise ValueError(f"its preprocessor_config.json has a size that is no whole number from 1 to {MAX_SIZE}")
         self([Image.new("RGB", (8, 8))])  # settings that cannot be used are found now
 
     @property

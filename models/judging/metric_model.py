@@ -5,6 +5,7 @@ All features are unit vectors in float32 on the CPU, so a dot product is a cosin
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +22,14 @@ from transformers import AutoConfig, AutoModel, CLIPModel, CLIPTokenizer
 from ...utils.errors import UserError, first_line
 from ...utils.hashing import weights_hash
 from ..backbone.files.hub import snapshot
+from ..backbone.files.quiet import without_progress_bars, without_warnings
+from ..backbone.files.weights import check_files
 from ..backbone.loading import BUNDLED, HUB_NAME
 from .input import MetricInput
 from .resizing import Resizing
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
+SETTINGS = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either of them is enough
 UNREADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)  # what damaged files raise
 AT_ONCE = 64  # images or texts in one batch, which bounds memory
@@ -41,7 +45,10 @@ class MetricModel:
     families: ClassVar[tuple[str, ...]] = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
     def __init__(self, model: Any, metric_input: MetricInput, name: str, device: str | torch.device = "cpu") -> None:
-        self.digest = weights_hash(model.state_dict())
+        weights = model.state_dict()
+        if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+            raise ValueError(f"its weights hold NaN or infinity, in {broken[0]}")
+        self.digest = weights_hash(weights)
         self.model = model.float().eval().requires_grad_(False).to(device)
         self.input = metric_input
         self.name = name
@@ -64,14 +71,18 @@ class MetricModel:
         """
         folder = _folder(name_or_path, revision, key)
         try:
+            check_files(folder, [name for name in SETTINGS if (folder / name).is_file()])
             family = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
             if family not in cls.families:
                 raise UserError(f"{key} {name_or_path!r} is a {family} model; allowed are: {', '.join(cls.families)}")
             metric_input = MetricInput(folder, resizing)
             has_weights = any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES)
             source, version = (folder, None) if has_weights else (name_or_path, revision)
-            parts = cls._load(source, version, folder)
-            return cls(**parts, metric_input=metric_input, name=name_or_path, device=device)
+            with without_progress_bars(), without_warnings():  # what is missing is said below
+                parts = cls._load(source, version, folder)
+            model = cls(**parts, metric_input=metric_input, name=name_or_path, device=device)
+            model.image_features([Image.new("RGB", (8, 8))])  # sizes that do not fit each other are found now
+            return model
         except UserError:
             raise
         except (*UNREADABLE, SafetensorError, pickle.UnpicklingError) as error:
@@ -150,7 +161,7 @@ class CLIPMetricModel(MetricModel):
 def _folder(name_or_path: str, revision: str | None, key: str) -> Path:
     """The folder that holds at least the model's configs; those of a hub repository are fetched, weights are not."""
     folder = BUNDLED.get(name_or_path, Path(name_or_path).expanduser())
-    if name_or_path and folder.is_dir():
+    if name_or_path and os.path.isdir(folder):
         return folder
     if name_or_path in BUNDLED:
         raise UserError(f"{key} {name_or_path!r}: the bundled weights are missing from {folder}; reinstall the project")

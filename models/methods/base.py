@@ -44,8 +44,9 @@ class Start:
 class WordSettings(Config):
     """What a concept that is words may be drawn with."""
 
-    # Keys from the super-category word, values from the concept: closer to the prompt, at nearly the same likeness
-    key_lock: bool = False
+    # Keys from the super-category word, values from the concept: closer to the prompt, at nearly the same likeness;
+    # unset: as it was trained
+    key_lock: bool | None = None
 
 
 class Method(nn.Module, ABC):
@@ -102,11 +103,13 @@ class Method(nn.Module, ABC):
 
     @property
     def key_word(self) -> str | None:
-        """The word that keys are read from (key locking), None where they are read from the concept itself.
+        """The word that keys are read from (key locking), None where they are read from the concept itself: as the
+        setting `key_lock` says, else as the concept was trained.
 
         Raises UserError where the concept's super category is not known.
         """
-        if not getattr(self.settings, "key_lock", False):
+        wanted = getattr(self.settings, "key_lock", None)
+        if not (getattr(self.config, "key_lock", False) if wanted is None else wanted):
             return None
         if not self.word_for_keys:
             raise UserError("key_lock: this concept does not name its super category, from which keys would come")

@@ -23,9 +23,13 @@ MAX_VECTORS = 75  # CLIP reads 77 tokens, of which two are the marks of beginnin
 
 @dataclass(frozen=True)
 class WordVectorsConfig:
-    """num_vectors: n, how many token positions the concept takes. All vectors start as the super-category word's."""
+    """num_vectors: n, how many token positions the concept takes. All vectors start as the super-category word's.
+
+    key_lock: attention keys are read from the super-category word, values from the concept, as Perfusion does.
+    """
 
     num_vectors: int = 1
+    key_lock: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_vectors <= MAX_VECTORS:
@@ -50,6 +54,7 @@ class WordVectors(Method):
     def create(cls, config: WordVectorsConfig, frame: Frame, start: Start) -> Self:
         """See `Method.create`; every vector starts at the initial embedding, and nothing is drawn."""
         concept = cls(config, frame)
+        concept.word_for_keys = start.word
         with torch.no_grad():
             concept.words.copy_(start.embedding)
         return concept

@@ -29,7 +29,6 @@ from ...utils.errors import UserError
 from ..attention.layers import Layer, cross_attention_layers
 from ..attention.packing import packed_rows
 from ..attention.processor import PlacedAttnProcessor
-from ..attention.projection import join_projections
 from ..backbone.frame import Frame
 from ..backbone.text import text_stack
 from ..concepts.concept import Concept
@@ -38,6 +37,7 @@ from ..conditioning.conditioning import Conditioning, condition
 from ..conditioning.prompts import placeholder_pattern
 from ..conditioning.tokens import tokenize
 from .checks import check_concept, check_pipeline, refuse_compiled, refuse_image_prompts, refuse_options
+from .edits import NamedEdits
 from .handles import BASE, are_handles, from_handle_bytes, handle_bytes, owner_of, to_handles
 from .offloading import fetched
 
@@ -94,7 +94,7 @@ class Attached:
             method = concept.method if isinstance(concept, Concept) else concept
             check_concept(placeholder, method, truncation, pipe, self._frame)
             self.concepts[placeholder] = method
-        self._projection = join_projections([each.projection() for each in self.concepts.values()])
+        self._projection = NamedEdits(self.concepts)
 
         attentions = [_attentions(model, layers) for model in self._models]  # the last check; then things change
         self._encoded: dict[tuple[bytes, float], _Encoded] = {}  # by prompt and timestep
@@ -145,6 +145,7 @@ class Attached:
         if any(self._names_concept(prompt) for prompts in given.values() for prompt in prompts):
             refuse_options(call.arguments)
             refuse_compiled(self._models)
+            self._projection.check_same([self._named(prompt) for prompt in given.get(0, [])])
         self._refuse_second_prompts(call.arguments)
         results = list(self._stock_encode_prompt(*call.args, **call.kwargs))
         for position, prompts in given.items():
@@ -162,8 +163,11 @@ class Attached:
                         f"{name} names a concept; write it into {name[:-2]} alone, which is for both encoders"
                     )
 
+    def _named(self, prompt: str) -> list[str]:
+        return [name for name in self.concepts if re.search(placeholder_pattern(name), prompt)]
+
     def _names_concept(self, prompt: str) -> bool:
-        return any(re.search(placeholder_pattern(placeholder), prompt) for placeholder in self.concepts)
+        return bool(self._named(prompt))
 
     def _with_handles(self, embeddings: Tensor, prompts: list[str]) -> Tensor:
         """embeddings [rows,T,D], so many rows per prompt, with handles in the rows of those that name a concept."""
@@ -226,6 +230,8 @@ class Attached:
         if missing := [key for key in dict.fromkeys(keys) if key not in kept]:
             kept |= zip(missing, self._encode(missing), strict=True)
         self._encoded = kept
+        slots = from_handle_bytes([prompt for prompt, _ in keys], list(self.concepts)).slots
+        self._projection.choose([name for name, slot in slots.items() if slot.any()])
         everywhere = embeddings.expand(self._frame.num_places, -1, -1, -1)  # an encoding is the same for every place
         packed = self._repack(Conditioning(everywhere, everywhere))
         for row, key in zip(rows, keys, strict=True):

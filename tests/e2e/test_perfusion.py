@@ -14,8 +14,9 @@ import pytest
 import torch
 from training_runs import SCRIPT, arguments, assert_same_bits, make_config, start_process, tensors
 
+from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
-from neti.models.methods import Perfusion
+from neti.models.methods import Perfusion, Start, TextualInversion, WordVectorsConfig
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -119,6 +120,38 @@ def test_pictures_of_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run_script("inference", *words, "--truncation_idxs", "[16]") == 2
     assert "a concept of method 'perfusion' cannot be truncated" in capsys.readouterr().err
+
+
+def test_several_in_one_prompt(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of Perfusion and one of Textual Inversion, a set of images for each beta; the same one twice is refused."""
+    toy = root / "runs/toy" / f"concept-steps-{STEPS}.safetensors"
+    backbone = Backbone.from_pretrained("miniature", components=("text_encoder",))
+    other, cat = Concept.load(toy), backbone.word_embedding("cat")
+    with torch.no_grad():
+        other.method.state_dict()["key"].add_(torch.randn(128, generator=torch.Generator().manual_seed(0)))
+    other.save(root / "other.safetensors")
+    word = TextualInversion.create(WordVectorsConfig(), backbone.frame, Start(cat))
+    Concept(word, "<cat>", "cat", {"base_model": "miniature"}).save(root / "cat.safetensors")
+    words = [
+        "--inference_dir",
+        root / "several",
+        "--num_denoising_steps",
+        2,
+        "--torch_dtype",
+        "fp32",
+        "--device",
+        "cpu",
+    ]
+    concepts = f"{{taxi: {toy}, other: {root / 'other.safetensors'}, cat: {root / 'cat.safetensors'}, again: {toy}}}"
+    prompt = "a {taxi} and a {other} with a {cat}"
+    words += ["--concepts", concepts, "--settings", "{beta: [0.3, 0.7]}", "--prompts"]
+    assert run_script("inference", *words, f'["{prompt}"]') == 0
+    images = [root / "several" / prompt / f"42_beta_{beta}.png" for beta in (0.3, 0.7)]
+    assert images[0].read_bytes() != images[1].read_bytes()
+    capsys.readouterr()
+    assert run_script("inference", *words, '["a {taxi} and a {again}"]') == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "have the same key: one Perfusion concept can stand in a prompt under one name only" in line
 
 
 def run_script(name: str, *words: object) -> int:

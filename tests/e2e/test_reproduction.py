@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -15,33 +14,30 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from load_script import SCRIPTS, load_script
 from PIL import Image
 from tiny_plan import write_plan
 
 from neti.training.evaluation.images import read_generated
 from neti.utils.images.png import read_metadata
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce_paper.py"
+SCRIPT = SCRIPTS / "reproduce_paper.py"
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reproduce_paper", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("reproduce_paper")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_backbone_folder: Path) -> Path:
     """A folder with a plan that two workers have done from nothing."""
     folder = tmp_path_factory.mktemp("reproduction")
-    plan = write_plan(
-        folder, tiny_backbone_folder, references=[f"{n} | {folder / 'photos' / n}" for n in ("bear", "cube")]
-    )
+    references = [f"{name} | {folder / 'photos' / name}" for name in ("bear", "cube")]
+    more = {"drawn": ["locked | neti | key_lock=true"], "place_prompts": ["{} on a beach"]}
+    plan = write_plan(folder, tiny_backbone_folder, references=references, **more)
     command = [sys.executable, str(SCRIPT), "--config_path", str(plan), "--jobs.workers", "2"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
@@ -54,6 +50,11 @@ def results(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / "work" / "results").glob("*.json")}
 
 
+def pages(folder: Path) -> tuple[str, str]:
+    """The page, and the one behind it."""
+    return tuple((folder / "docs" / f"reproduction{name}.md").read_text() for name in ("", "_tables"))  # type: ignore[return-value]
+
+
 def changed(folder: Path, before: dict[str, int]) -> set[str]:
     """The jobs that were done since `before`, without their hashes."""
     return {name.rpartition("-")[0] for name, time in results(folder).items() if before.get(name) != time}
@@ -61,27 +62,36 @@ def changed(folder: Path, before: dict[str, int]) -> set[str]:
 
 def test_two_workers_do_every_job_once_and_write_the_page(folder: Path) -> None:
     output = (folder / "output.txt").read_text()
-    names = re.findall(r"^\[\d+/\d+\] (\S+): \d+ s; ", output, flags=re.MULTILINE)
-    assert len(names) == len(set(names)) == len(results(folder)) == 8 + 20
+    names = re.findall(r"^\[\d+/\d+\] (\S+): \d+ s; ", output, re.MULTILINE)
+    assert len(names) == len(set(names)) == len(results(folder)) == 8 + 22
     records = [json.loads(path.read_text()) for path in (folder / "work" / "results").glob("*.json")]
     assert len({record["worker"] for record in records}) == 2, "both worked"
     assert output.count("done: ") == 1
 
-    page = (folder / "docs" / "reproduction.md").read_text()
-    assert "# The paper's claims, tested on `tiny_backbone" in page
-    assert str(folder) not in page.replace(f"--config_path {folder / 'plan.yaml'}", "").replace(
-        str(folder / "train.yaml"), ""
-    ).replace(str(folder / "judge"), ""), "no path of this machine but those the plan names"
-    for letter in "abcdef":
-        assert re.search(rf"^\| \({letter}\) \| .* \| \*\*(not )?(confirmed|decided|tested)", page, flags=re.MULTILINE)
-    assert "| (f) | A smaller concept costs image similarity | **not tested by this plan** |" in page
-    for link in re.findall(r"!\[.*?\]\((.*?)\)", page):
-        with Image.open(folder / "docs" / link) as picture:
-            assert picture.width > 200
-    assert "| xti | 1e+30 | - | - | - | diverged |  |" in page and "| **xti** | **0.01** |" in page
-    assert re.search(r"^\| steps \| neti \| neti minus xti \|\n\|.*\n\| 1 \| -?\d\.\d{3} \[", page, flags=re.MULTILINE)
-    assert page.count("![") == 2 + 4, "two plots; two methods' grids, truncations, steps"
-    assert "| image | text | diversity | image, to references | own concept |" in page
+    page, tables = pages(folder)
+    assert "# The papers' claims, tested on `tiny_backbone" in page and "](reproduction_tables.md)" in page
+    for text in (page, tables):
+        named = (f"--config_path {folder / 'plan.yaml'}", str(folder / "train.yaml"), str(folder / "judge"))
+        for part in named:
+            text = text.replace(part, "")
+        assert str(folder) not in text, "no path of this machine but those the plan names"
+    heads = (
+        "| by likeness to fresh photos | by likeness to the photos | by likeness to fresh photos, prompts of a place |"
+    )
+    assert heads in page and 'the same tests on "{} on a beach" alone' in page
+    verdicts = re.findall(r"^\| \((\w)\) \| .* \| \*\*(?:confirmed|refuted|undecided|not tested)", page, re.MULTILINE)
+    assert "".join(verdicts) == "abcdefghijk"
+    assert "| (f) | A smaller concept costs likeness | **not tested** |" in page
+    for text, pictures in ((page, 1 + 5), (tables, 1)):
+        links = re.findall(r"!\[.*?\]\((.*?)\)", text)
+        assert len(links) == pictures, "the curve, claims (a), (c), (d), (e) and (g); the plot of steps"
+        for link in links:
+            with Image.open(folder / "docs" / link) as picture:
+                assert picture.width > 200
+    assert "| xti | 1e+30 | - | - | - | diverged |  |" in tables and "| **xti** | **0.01** |" in tables
+    assert re.search(r"^\| steps \| neti \| neti minus xti \|\n\|.*\n\| 1 \| -?\d\.\d{3} \[", tables, re.MULTILINE)
+    assert re.search(r"^\| locked \| 2 \| -?\d\.\d{3} \[", tables, re.MULTILINE)
+    assert "| locked | neti, drawn with `key_lock=True` |" in tables and "are not finished" not in tables
 
 
 def test_numbers_of_the_page_are_those_of_the_images(folder: Path) -> None:
@@ -93,10 +103,24 @@ def test_numbers_of_the_page_are_those_of_the_images(folder: Path) -> None:
     stored = [json.loads(path.read_text()) for path in (work / "results").glob("main.xti.bear.*.step2.full-*.json")]
     assert row_of_bear["image_similarity"]["mean"] == pytest.approx(sum(stored[0]["result"]["image_similarity"]) / 2)
     assert row["concepts"] == 2 and row["images"] == 4
-    assert f"{row['image_similarity']['mean']:.3f} [" in (folder / "docs" / "reproduction.md").read_text()
+    by_measure = json.loads((work / "claims.json").read_text())["claims"]
+    [all_prompts, *_, places] = [claims[4]["tests"][0]["estimate"]["mean"] for claims in by_measure.values()]
+    assert all_prompts != places == pytest.approx(gain_over_the_word(work), abs=1e-9)
+    assert f"{row['image_similarity']['mean']:.3f} [" in pages(folder)[1]
     [images] = (work / "images").glob("main.xti.bear.*.step2-*")
     found = read_generated([images])
     assert len(found.images) == 2 and found.recipe["placeholder"] == "<bear>"
+
+
+def gain_over_the_word(work: Path) -> float:
+    """Likeness of v_base alone minus that of the word, by the second of the two prompts."""
+    found = []
+    for name in ("bear", "cube"):
+        [path] = (work / "results").glob(f"main.neti.{name}.*bypass_off.full-*.json")
+        [word] = (work / "results").glob(f"word.{name}.full-*.json")
+        own, other = (json.loads(each.read_text())["result"] for each in (path, word))
+        found.append(own["reference_similarity"][1] - other["word"]["reference_similarity"][1])
+    return sum(found) / 2
 
 
 def test_without_its_bypass_a_concept_draws_something_else(folder: Path) -> None:
@@ -105,8 +129,8 @@ def test_without_its_bypass_a_concept_draws_something_else(folder: Path) -> None
         assert (read_metadata(path) or {})["recipe"]["concept"].endswith("bypass off") == ("bypass" in name)
         return Image.open(path).tobytes()
 
-    chosen = json.loads((folder / "work" / "claims.json").read_text())["search"]["tried"]
-    assert {(each["method"], each["rate"], each["step"]) for each in chosen} == {
+    tried = json.loads((folder / "work" / "claims.json").read_text())["search"]["tried"]
+    assert {(each["method"], each["rate"], each["step"]) for each in tried} == {
         *(("neti", 1e-2, step) for step in (1, 2)),
         *(("xti", rate, 2) for rate in (1e-2, 1e30)),
     }
@@ -125,9 +149,7 @@ def test_a_second_call_keeps_everything_and_redo_does_what_it_names(
     before = results(folder)
     assert call(script, folder, "--remarks", "Bears are *alike*.") == 0
     assert changed(folder, before) == set()
-    assert (
-        "\n\n**What we read in it.** Bears are *alike*.\n\nA test" in (folder / "docs" / "reproduction.md").read_text()
-    )
+    assert "\n\n**What we read in it.** Bears are *alike*.\n\n![Text" in pages(folder)[0]
     assert call(script, folder, "--only", "main.xti.bear.*", "--redo", "main.xti.bear.*.train") == 0
     [name] = changed(folder, before)
     assert name.startswith("main.xti.bear.seed0.rate0.01.train")
@@ -136,6 +158,18 @@ def test_a_second_call_keeps_everything_and_redo_does_what_it_names(
     capsys.readouterr()
     assert call(script, folder, "--only", "main.xti.*.rate1e+30.*") == 2
     assert "matches no job of the settings that were chosen" in capsys.readouterr().err
+
+
+def test_pages_from_what_is_finished(script: ModuleType, folder: Path) -> None:
+    [path] = (folder / "work" / "results").glob("main.neti.cube.*.step*.truncation4.full-*.json")
+    aside = path.rename(folder / path.name)
+    before = results(folder)
+    assert call(script, folder, "--report", "true") == 0
+    assert results(folder) == before, "no job is done"
+    tables = pages(folder)[1]
+    assert "1 jobs of the plan are not finished" in tables
+    assert "| neti | 1 |" in tables and "| xti | 2 |" in tables, "of neti's concepts one has all its images"
+    aside.rename(path)
 
 
 def test_dry_run_writes_nothing(script: ModuleType, folder: Path, tmp_path: Path) -> None:

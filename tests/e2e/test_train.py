@@ -121,8 +121,8 @@ class Follower(Watcher):
     def saved(self, step: int, concept: Path) -> None:
         self.heard.append(("saved", step, concept.exists()))
 
-    def grid(self, step: int, truncation: int | None, image: Image.Image) -> None:
-        self.heard.append(("grid", step, truncation))
+    def grid(self, step: int, path: Path, image: Image.Image) -> None:
+        self.heard.append(("grid", step, path.name))
 
     def stopped(self) -> None:
         self.heard.append(("stopped",))
@@ -147,7 +147,7 @@ def test_a_watcher_is_told_everything_in_any_thread(root: Path, tiny_backbone_fo
     steps = [("stepped", step, step == 10) for step in range(1, 13)]
     saves = {step: ("saved", step, True) for step in range(2, 13, 2)}
     told = [event for step in steps for event in (step, saves.get(int(step[1]))) if event]
-    grids = [("grid", 12, None), ("grid", 12, 4)]
+    grids = [("grid", 12, "step-12.png"), ("grid", 12, "step-12-truncation-4.png")]
     assert watcher.heard == [("planned", 2, True), ("started", 0, 12), *told, *grids, ("stopped",)]
     assert watcher.notes == [f"done: {root}/runs/toy/concept-steps-12.safetensors"]
 
@@ -514,6 +514,7 @@ def test_dry_run_writes_nothing_and_reads_no_unet_weights(
         ({"data__super_category_token": "teddytoy"}, "one is needed"),
         ({"data__resolution": 60}, r"data\.resolution = 60 must be a multiple of 8"),
         ({"eval__validation_truncations": "[129]"}, r"0\.\.128"),
+        ({"eval__validation_settings": "{beta: [0.5]}"}, "setting beta: a concept of method 'neti' has key_lock"),
         ({"model__method": "magic"}, "one of: neti"),
         ({"log__report_to": "wandb"}, "pip install wandb"),
         ({"optim__mixed_precision": "fp16"}, "needs a GPU"),

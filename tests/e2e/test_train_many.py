@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import signal
 import subprocess
 import sys
@@ -13,12 +12,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from load_script import SCRIPTS, load_script
 from safetensors.torch import load_file
 from tiny_many import write_many
 
 from neti.models.concepts.concept import Concept
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_many.py"
+SCRIPT = SCRIPTS / "train_many.py"
 NAMES = [f"concept{k}" for k in range(5)]
 
 pytestmark = pytest.mark.e2e
@@ -26,11 +26,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_many", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train_many")
 
 
 def rows(folder: Path) -> dict[str, dict[str, str]]:

@@ -61,5 +61,7 @@ def test_from_images_to_images(
     start = {"model__mapper_checkpoint_path": path, "log__exp_name": "more", "optim__max_train_steps": 6}
     with pytest.raises(UserError, match=f"write model.method: {name}"):
         launch(make_config(tmp_path, tiny_backbone_folder, **start))
+    with pytest.raises(UserError, match=r"was trained with false; write model\.key_lock: false"):
+        launch(make_config(tmp_path, tiny_backbone_folder, **start, model__method=name, model__key_lock=True))
     assert launch(make_config(tmp_path, tiny_backbone_folder, **start, model__method=name)) == 0
     assert not torch.equal(tensors(tmp_path, 6, "more")["words"], words.detach())

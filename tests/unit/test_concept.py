@@ -155,6 +155,8 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         ({"placeholder": "\ud800"}, "is no valid Unicode"),
         ({"super_category": 3}, "super_category is 3; must be text"),
         ({"step": "7"}, "step is '7'; must be a whole number or null"),
+        ({"step": -1}, "step -1 is below 0"),
+        ({"training_config": "x"}, "training_config is 'x'; must be an object {...} or null"),
         ({"base_model": ["x"]}, "base_model is ['x']; must be text"),
         ({"libraries": []}, "libraries is []; must be an object"),
         ({"frame": []}, "frame is []; must be an object {...} or null"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from neti.utils.config.values import name_or_path
 from neti.utils.errors import UserError
 from neti.utils.files import parse_json_object, read_json_object, read_text, require_file, user_path, write_atomically
 
@@ -104,4 +105,9 @@ def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert user_path("a/~b") == Path("a/~b")
     with pytest.raises(UserError, match=r"not there; a file of this name is \./~nobody-here/a"):
         user_path("~nobody-here/a")
+    for long in ("x" * 256, "a/" + "ä" * 128 + "/b", "a/" * 2500, "\ud800" * 100):
+        with pytest.raises(UserError, match="longer than a file's name can be"):
+            user_path(long)
+        with pytest.raises(UserError, match="longer than a file's name can be"):
+            name_or_path(long)
     assert require_file(__file__, "test").name == "test_files.py"

@@ -23,6 +23,7 @@ CHANGED = ModelConfig(
     mapper_hidden_dim=64,
     norm_rule=NormRule.base,
     use_time=False,
+    key_lock=True,
 )
 
 

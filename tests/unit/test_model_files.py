@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.files.weights import STEMS
-from neti.models.backbone.loading import WEIGHTS, model_hash
+from neti.models.backbone.loading import WEIGHTS, check_text_to_image, model_hash
 from neti.utils.errors import UserError
 
 
@@ -179,6 +179,46 @@ def test_settings_that_are_none(folder: Path, part: str, content: str) -> None:
     with pytest.raises(UserError, match=f"cannot load its {part} |its U-Net reads text of width") as caught:
         Backbone.from_pretrained(str(folder))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("unet/config.json", "layers_per_block", 10**9),  # the library would build them, for hours
+        ("unet/config.json", "attention_head_dim", True),
+        ("unet/config.json", "in_channels", []),
+        ("unet/config.json", "block_out_channels", [8, 16, "x", 16]),
+        ("unet/config.json", "sample_size", 10**9),
+        ("vae/config.json", "scaling_factor", None),
+        ("vae/config.json", "norm_num_groups", -1),
+        ("text_encoder/config.json", "hidden_size", "x"),
+        ("text_encoder/config.json", "num_attention_heads", -1),
+        ("scheduler/scheduler_config.json", "beta_end", 0),
+    ],
+)
+def test_a_number_that_no_model_has_is_named(folder: Path, file: str, key: str, value: object) -> None:
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**settings, key: value}))
+    with pytest.raises(UserError, match=rf"cannot load its {Path(file).parent} .*{key} is .*; it must be a ") as caught:
+        check_text_to_image(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "[" * 6000, POINTER])
+def test_a_damaged_index_is_not_taken_for_none(folder: Path, content: str) -> None:
+    """It says whether there is a safety checker."""
+    (folder / "model_index.json").write_text(content)
+    with pytest.raises(UserError, match=r"cannot load its model_index\.json ") as caught:
+        check_text_to_image(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["[]", "null", '{"a":' * 6000])
+def test_a_tokenizer_of_another_shape_is_named(folder: Path, file: str, content: str) -> None:
+    (folder / "tokenizer" / file).write_text(content)
+    with pytest.raises(UserError, match=rf"cannot load its tokenizer .*{file} (holds no JSON object|is no valid JSON)"):
+        Backbone.from_pretrained(str(folder), components=())
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ def test_other_words_in_braces_are_told(wrong: str) -> None:
         "a {} \\(toy\\)",
         "a {} <lora:detail:0.8>",
         "a {}, embedding:easynegative",
+        "a (r2d2:1.5) beside {}",
+        "a {} --cfg_scale 7 --Steps 20",
     ],
 )
 def test_what_other_tools_read_as_settings_is_never_part_of_the_prompt(wrong: str) -> None:
@@ -87,6 +89,12 @@ def test_what_other_tools_read_as_settings_is_never_part_of_the_prompt(wrong: st
         "a {mug:16} :)",
         "a <toy> {}: the film",
         "{} (left) 3 cats",
+        "a page of {} (chapter: 3)",
+        "a {} (rated: 4.5), a photo (from 2019)",
+        "scene --- day, {}",
+        "a {} --an old one-- on a table",
+        "a screen (2.35:1) with {}",
+        "sin((x) of a {}",
     ],
 )
 def test_ordinary_punctuation_stays(right: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from neti.training.evaluation.scores import IMAGE, TEXT
 from neti.training.studies.reproduction.claims import (
     CONFIRMED,
-    NOT_CONFIRMED,
+    REFUTED,
     UNDECIDED,
     UNTESTED,
     Claim,
@@ -20,9 +20,9 @@ from neti.training.studies.reproduction.claims import (
 )
 from neti.training.studies.reproduction.measurements import (
     WORD,
-    ConceptScores,
     Condition,
     Measurements,
+    Scored,
     image_at_text,
     steps_to_reach,
 )
@@ -39,13 +39,13 @@ def claims(similarities: Similarities, spread: float = 0.002, seed: int = 0) -> 
     """On scores around the given (image, text) similarities: concepts differ a lot, paired differences by `spread`."""
     random = np.random.default_rng(seed)
     offsets = random.normal(0, 0.05, size=(CONCEPTS, 2, UNITS))
-    scores: dict[Condition, dict[str, ConceptScores]] = {}
+    scores: dict[Condition, dict[str, dict[int, Scored]]] = {}
     for condition, means in similarities.items():
         noise = offsets + random.normal(0, spread, size=offsets.shape)
         scores[condition] = {
-            f"concept {k}": {IMAGE: means[0] + noise[k, 0], TEXT: means[1] + noise[k, 1]} for k in range(CONCEPTS)
+            f"concept {k}": {0: {IMAGE: means[0] + noise[k, 0], TEXT: means[1] + noise[k, 1]}} for k in range(CONCEPTS)
         }
-    return Claims(Measurements(scores), Bootstrap(samples=200, seed=0))
+    return Claims(Measurements(scores), Bootstrap(samples=200, seed=0), IMAGE)
 
 
 def curve(method: str, values: dict[int, float]) -> Similarities:
@@ -95,8 +95,8 @@ def test_image_at_text() -> None:
     ("low", "high", "above", "verdict"),
     [
         (0.1, 0.2, True, CONFIRMED),
-        (0.1, 0.2, False, NOT_CONFIRMED),
-        (-0.2, -0.1, True, NOT_CONFIRMED),
+        (0.1, 0.2, False, REFUTED),
+        (-0.2, -0.1, True, REFUTED),
         (-0.2, -0.1, False, CONFIRMED),
         (-0.1, 0.2, True, UNDECIDED),
         (0.0, 0.2, True, UNDECIDED),
@@ -113,11 +113,11 @@ def test_the_rule_of_a_claim() -> None:
     assert [Claim("a", "", "", tests).verdict for tests in ([yes, yes], [yes, open_], [yes, open_, no])] == [
         CONFIRMED,
         UNDECIDED,
-        NOT_CONFIRMED,
+        REFUTED,
     ]
     assert [Claim("a", "", "", tests).verdict for tests in ([yes, absent], [no, absent], [absent, absent])] == [
         UNDECIDED,
-        NOT_CONFIRMED,
+        REFUTED,
         UNTESTED,
     ]
 
@@ -134,10 +134,10 @@ def test_fewer_steps() -> None:
 
 def test_more_steps() -> None:
     claim = claims(curve("neti", SLOW) | curve("xti", FAST) | curve("textual_inversion", SLOW), 0.01).fewer_steps()
-    assert verdicts(claim) == [NOT_CONFIRMED, UNDECIDED] and claim.verdict == NOT_CONFIRMED
+    assert verdicts(claim) == [REFUTED, UNDECIDED] and claim.verdict == REFUTED
 
 
-@pytest.mark.parametrize(("without", "verdict"), [(0.6, CONFIRMED), (0.8, NOT_CONFIRMED), (0.7, UNDECIDED)])
+@pytest.mark.parametrize(("without", "verdict"), [(0.6, CONFIRMED), (0.8, REFUTED), (0.7, UNDECIDED)])
 def test_bypass(without: float, verdict: str) -> None:
     similarities = {Condition("neti"): (0.7, 0.2), Condition("no_bypass"): (without, 0.25)}
     claim = claims(similarities).bypass_helps()
@@ -156,24 +156,24 @@ def test_truncation_orders_and_needs_nested_dropout() -> None:
 
 def test_reversed_and_flat_truncations() -> None:
     claim = claims(slider("neti", REVERSED) | slider("no_nested_dropout", REVERSED)).truncation_orders()
-    assert verdicts(claim) == [NOT_CONFIRMED, NOT_CONFIRMED, UNDECIDED]
+    assert verdicts(claim) == [REFUTED, REFUTED, UNDECIDED]
     assert verdicts(claims(slider("neti", FLAT)).truncation_orders()) == [UNDECIDED, UNDECIDED, UNTESTED]
 
 
 @pytest.mark.parametrize(
-    ("point", "verdict", "gain"),
+    ("point", "verdict", "above"),
     [
-        ((0.5, 0.22), CONFIRMED, 0.25),  # under the curve, which has 0.75 there
-        ((0.85, 0.22), NOT_CONFIRMED, -0.10),
+        ((0.5, 0.22), CONFIRMED, -0.25),  # under the curve, which has 0.75 there
+        ((0.85, 0.22), REFUTED, 0.10),
         ((0.75, 0.22), UNDECIDED, 0.0),
-        ((0.6, 0.40), NOT_CONFIRMED, 0.3 - 0.6),  # truer to the text than every truncation
+        ((0.6, 0.40), REFUTED, 0.6 - 0.3),  # truer to the text than every truncation
     ],
 )
-def test_a_curve_against_points(point: tuple[float, float], verdict: str, gain: float) -> None:
+def test_a_curve_against_points(point: tuple[float, float], verdict: str, above: float) -> None:
     similarities = slider("neti", ORDERED) | {Condition("xti"): point, WORD: (0.3, 0.35)}
     claim = claims(similarities).curve_dominates()
     assert verdicts(claim) == [verdict, UNTESTED], "Textual Inversion was not measured"
-    assert means(claim)[0] == pytest.approx(gain, abs=0.01)
+    assert means(claim)[0] == pytest.approx(above, abs=0.01)
 
 
 def test_what_v_base_alone_reconstructs() -> None:
@@ -185,18 +185,52 @@ def test_what_v_base_alone_reconstructs() -> None:
 
 def test_size() -> None:
     similarities = {Condition("neti"): (0.8, 0.2), Condition("compact"): (0.7, 0.2), Condition("narrow"): (0.8, 0.2)}
-    assert verdicts(claims(similarities).size_costs()) == [CONFIRMED, UNDECIDED, UNTESTED]
+    assert verdicts(claims(similarities).size_costs()) == [CONFIRMED, UNDECIDED], "the sizes that there are"
+
+
+def test_places() -> None:
+    similarities = {Condition("neti"): (0.8, 0.2), Condition("many_places"): (0.8, 0.3), WORD: (0.3, 0.4)}
+    claim = claims(similarities).places_matter()
+    assert claim.verdict == CONFIRMED and means(claim) == pytest.approx([-0.2, -0.1], abs=0.01)
+
+
+@pytest.mark.parametrize(("point", "verdict"), [((0.75, 0.24), CONFIRMED), ((0.65, 0.24), REFUTED)])
+def test_a_choice_that_lies_above_truncation(point: tuple[float, float], verdict: str) -> None:
+    similarities = slider("neti", ORDERED) | {Condition("neti_key_lock"): point, WORD: (0.3, 0.35)}
+    claim = claims(similarities).lies_above("h", "neti_key_lock", "Locked keys")
+    assert verdicts(claim) == [CONFIRMED, verdict]
+    assert means(claim) == pytest.approx([0.04, point[0] - 0.7], abs=0.01)
+
+
+def test_perfusion() -> None:
+    betas = {Condition(f"perfusion_beta{b}"): (0.8 - b / 200, 0.1 + b / 200) for b in (5, 50, 70, 100)}
+    found = claims({**betas, Condition("perfusion"): (0.6, 0.3), Condition("perfusion_trained_keys"): (0.6, 0.35)})
+    assert list(found.beta_trades().shows) == [f"perfusion_beta{b}" for b in (5, 50, 70, 100)], "by number"
+    assert found.beta_trades().verdict == CONFIRMED and means(found.beta_trades()) == pytest.approx([-1, 1])
+    assert found.lock_keeps_the_prompt().verdict == REFUTED
+
+
+def test_concepts_and_seeds_that_are_not_finished_are_left_out() -> None:
+    def of(value: float) -> Scored:
+        return {IMAGE: np.full(3, value), TEXT: np.full(3, value)}
+
+    neti = {"a": {0: of(0.5), 1: of(0.7)}, "b": {0: of(0.6)}, "c": {0: of(0.9)}}
+    other = {"a": {0: of(0.4), 1: of(0.4)}, "b": {0: of(0.4)}, "c": {1: of(0.4)}}
+    measured = Measurements({Condition("neti"): neti, Condition("no_bypass"): other})
+    assert measured.concepts(Condition("neti"), Condition("no_bypass")) == ["a", "b"]
+    assert [table.shape for table in measured.tables([Condition("neti")], [IMAGE])] == [(1, 1, 6), (1, 1, 3), (1, 1, 3)]
+    assert means(Claims(measured, BOOTSTRAP, IMAGE).bypass_helps()) == pytest.approx([0.2])
 
 
 def test_what_was_not_measured_is_not_tested() -> None:
     everything = claims({Condition("neti"): (0.8, 0.2)}).all()
-    assert [claim.letter for claim in everything] == list("abcdef")
+    assert [claim.letter for claim in everything] == list("abcdefghijk")
     assert {claim.verdict for claim in everything} == {UNTESTED}
 
 
 @pytest.mark.parametrize(
     ("image", "text", "expected"),
-    [(1, 0, "better"), (1, 1, "better"), (-1, 0, "worse"), (1, -1, "trades one for the other"), (0, 0, "not decided")],
+    [(1, 0, "better"), (1, 1, "better"), (-1, 0, "worse"), (1, -1, "trades one for the other"), (0, 0, UNDECIDED)],
 )
 def test_reading_two_differences(image: int, text: int, expected: str) -> None:
     ends: Callable[[int], Estimate] = lambda sign: Estimate(sign, sign - 0.5, sign + 0.5)  # noqa: E731

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_plan import read_plan, write_plan
 
+from neti.models.conditioning.prompts import PAPER_PROMPTS
 from neti.training.config.run import RunConfig
 from neti.training.jobs.job import matching
 from neti.training.studies.reproduction.check import check_plan, describe_plan
@@ -20,6 +21,7 @@ from neti.training.studies.reproduction.plan import (
     Plan,
     Task,
     Training,
+    learned_from,
     with_needed,
     work_of,
 )
@@ -50,21 +52,21 @@ def drawings(tasks: list[Task]) -> list[Drawing]:
 
 
 def contents(config: ReproductionConfig) -> Contents:
-    return Contents("model", "metric model", {source.name: f"photos of {source.name}" for source in config.sources})
+    folders = {folder for task in trainings(Plan(config).main(CHOSEN)) for folder in learned_from(task)}
+    return Contents("model", "metric model", {folder: f"pictures of {folder.name}" for folder in folders})
 
 
 @pytest.mark.parametrize("name", ["miniature", "sd14"])
 def test_the_plans_of_this_project(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = read_plan(Path(f"input_configs/reproduction_{name}.yaml"))
-    assert len(config.concepts) == 8 and len(config.tuning_concepts) == 2 and len(config.prompts) == 15
-    search = Plan(config).search()
-    for training in trainings(search):
+    assert set(config.prompts) <= set(PAPER_PROMPTS)
+    tasks = [*Plan(config).search(), *Plan(config).main(Plan(config).longest())]
+    for training in trainings(tasks):
         assert training.config.optim.learning_rate == training.rate
-    variants = {task.method: task.config.model for task in trainings(search)}
-    base = variants["neti"]
-    expected = {
-        "neti": {},
+    models = {task.method: task.config.model for task in trainings(tasks)}
+    base = models["neti"]
+    variants = {
         "textual_inversion": {"method": "textual_inversion"},
         "xti": {"method": "xti"},
         "no_bypass": {"output_bypass": False},
@@ -77,11 +79,9 @@ def test_the_plans_of_this_project(name: str, monkeypatch: pytest.MonkeyPatch) -
         "narrow": {"mapper_hidden_dim": 24},
         "few_frequencies": {"num_pe_frequencies": 64},
     }
-    if name == "miniature":  # hours count there: the ablations that no claim needs are left out
-        for method in ("no_positional_encoding", "time_only", "space_only"):
-            del expected[method]
-    assert variants == {method: replace(base, **changes) for method, changes in expected.items()}  # type: ignore[arg-type]
-    assert "is not tested" not in describe_plan(config, 2) and "no method is called" not in describe_plan(config, 2)
+    for method in models.keys() & variants:
+        assert models[method] == replace(base, **variants[method]), method  # type: ignore[arg-type]
+    assert {"neti", "xti", "textual_inversion", "no_bypass", "no_nested_dropout"} <= models.keys()
     if name == "miniature":
         check_plan(config)
 
@@ -111,6 +111,11 @@ def test_the_search_tries_every_pair_on_every_tuning_concept(plan: ReproductionC
 def test_the_main_part_has_what_the_claims_need(plan: ReproductionConfig) -> None:
     tasks = Plan(replace(plan, train_seeds=(0, 1))).main(CHOSEN)
     assert len(tasks) == len({task.name for task in tasks}) == len(set(tasks))
+    assert [(task.method, task.concept.name) for task in trainings(tasks)][:3] == [
+        ("neti", "bear"),
+        ("neti", "cube"),
+        ("xti", "bear"),
+    ], "method by method"
     of_bear = [task.name for task in tasks if task.concept.name == "bear" and "seed1" not in task.name]
     neti, xti = "main.neti.bear.seed0.rate0.01", "main.xti.bear.seed0.rate0.01"
     assert of_bear == [
@@ -138,6 +143,33 @@ def test_a_method_without_a_curve_trains_for_its_chosen_steps_alone(folder: Path
     assert plan.longest() == {"no_bypass": Choice(1e-2, 4)}
 
 
+def test_a_method_is_drawn_otherwise(folder: Path, tiny_backbone_folder: Path) -> None:
+    path = write_plan(folder, tiny_backbone_folder, drawn=["locked | neti | key_lock=true truncation=4 step=2"])
+    config = read_plan(path)
+    check_plan(config)
+    plan = Plan(config, contents(config))
+    found = [task for task in drawings(plan.main(CHOSEN)) if task.variant]
+    assert [task.settings for task in found] == [(("key_lock", True),)] * 2 and found[0].truncation == 4
+    assert found[0].name == "main.neti.bear.seed0.rate0.01.step2.locked.truncation4.full"
+    plain = replace(found[0], settings=(), variant="")
+    assert plan.images_key(found[0]) != plan.images_key(plain)
+
+
+def test_a_method_may_learn_from_other_photos_and_from_masks(folder: Path, tiny_backbone_folder: Path) -> None:
+    arguments = f"--data.train_data_dir {folder}/other/{{concept}} --data.masks folder --data.masks_dir {folder}/x"
+    path = write_plan(folder, tiny_backbone_folder, methods=[f"xti | 1e-2 | 2 | --model.method xti {arguments}"])
+    config = read_plan(path)
+    [first, *_] = trainings(Plan(config).main(CHOSEN))
+    assert learned_from(first) == [folder / "other" / "bear", folder / "x"]
+    with pytest.raises(UserError, match="other/bear does not exist"):
+        check_plan(config)
+
+
+def test_without_tuning_concepts_nothing_is_chosen(folder: Path, tiny_backbone_folder: Path) -> None:
+    plan = Plan(read_plan(write_plan(folder, tiny_backbone_folder, tuning_concepts=[], methods=["xti | 1e-2 | 1 2"])))
+    assert plan.search() == [] and plan.longest() == {"xti": Choice(1e-2, 2)}
+
+
 def test_a_key_holds_everything_a_result_depends_on_and_nothing_else(folder: Path, tiny_backbone_folder: Path) -> None:
     def keys(known: Contents | None = None, **changes: object) -> list[str]:
         config = read_plan(write_plan(folder, tiny_backbone_folder, **changes))
@@ -153,11 +185,7 @@ def test_a_key_holds_everything_a_result_depends_on_and_nothing_else(folder: Pat
     measured = keys(placeholder="replaced")
     assert measured[:2] == plain[:2] and measured[2] != plain[2], "measured anew, not drawn"
     here = contents(read_plan(folder / "plan.yaml"))
-    for other in (
-        replace(here, metric_model="other"),
-        replace(here, compared="other references"),
-        replace(here, photos={**here.photos, "cube": "other photos of another concept"}),
-    ):
+    for other in (replace(here, metric_model="other"), replace(here, compared="other references")):
         assert keys(other)[:2] == plain[:2] and keys(other)[2] != plain[2]
     more = keys(seeds=[0, 1])
     assert more[:2] == plain[:2] and more[2] != plain[2], "the images that are there are kept"
@@ -165,6 +193,7 @@ def test_a_key_holds_everything_a_result_depends_on_and_nothing_else(folder: Pat
     assert drawn[0] == plain[0] and drawn[1] != plain[1] and drawn[2] != plain[2]
     trained = keys(methods=["neti | 1e-2 | 1 2 | --model.bypass_alpha 0.1", "xti | 1e-2 | 2 | --model.method xti"])
     assert not set(trained) & set(plain)
+    assert not set(keys(replace(here, folders=dict.fromkeys(here.folders, "other photos")))) & set(plain)
     assert not set(keys(replace(here, model="other"))) & set(plain)
 
 
@@ -185,7 +214,7 @@ def test_jobs_are_found_by_name_and_come_with_what_they_need(plan: ReproductionC
         ({"methods": ["neti | 0 | 1"]}, "must have learning rates and steps above 0"),
         ({"methods": ["neti | 1e-3 | 2 1"]}, "must have rising steps"),
         ({"methods": ["Ne/Ti | 1e-3 | 2"]}, "small letters, digits and _, not 'Ne/Ti'"),
-        ({"methods": ["neti | 1e-3 | 2", "neti | 1e-2 | 2"]}, "methods: 'neti' is there twice"),
+        ({"methods": ["neti | 1e-3 | 2", "neti | 1e-2 | 2"]}, "methods and drawn: 'neti' is there twice"),
         (
             {"methods": ["neti | 1e-3 | 2 | --optim.learning_rate=1"]},
             "sets optim.learning_rate, which the plan decides",
@@ -198,13 +227,20 @@ def test_jobs_are_found_by_name_and_come_with_what_they_need(plan: ReproductionC
         ({"seeds": [0, 0]}, "seeds: 0 is there twice"),
         ({"references": ["nobody | ."]}, "references: 'nobody' is not among the concepts"),
         ({"references": ["bear | ./nowhere"]}, "nowhere does not exist; check references"),
-        ({"tuning_concepts": []}, "tuning_concepts is empty"),
+        ({"tuning_concepts": []}, "methods: xti has several learning rates; tuning_concepts, to choose on, is empty"),
+        ({"drawn": ["x | neti"]}, "drawn: 'x | neti' must read \"name | method | settings"),
+        ({"drawn": ["x | neti | lock"]}, "has 'lock', which must read key=value"),
+        ({"drawn": ["xti | neti | key_lock=true"]}, "methods and drawn: 'xti' is there twice"),
+        ({"drawn": ["x | nobody | key_lock=true"]}, "drawn: 'nobody' is not among the methods"),
+        ({"drawn": ["x | neti | step=3"]}, "drawn: x: 3 is not among the steps of neti"),
+        ({"drawn": ["x | neti | beta=1"]}, "drawn: x: beta is no setting of a concept of neti"),
         ({"tuning_concepts": ["bear | teddy | ."]}, "concepts and tuning_concepts: 'bear' is there twice"),
+        ({"place_prompts": ["{} in snow"]}, "place_prompts: '{} in snow' is not among the prompts"),
         ({"prompts": ["a bear"]}, "prompts: 'a bear' has no {}"),
         ({"methods": ["neti | 1e-3 | 2 | --model.colour red"]}, "methods: neti: unknown key model.colour"),
         ({"truncations": [16]}, "truncations = [16]: neti has 16 units"),
         ({"scheduler": "magic"}, "scheduler 'magic': must be one of"),
-        ({"concepts": ["bear | teddy | ./nowhere"]}, "the image folder nowhere does not exist"),
+        ({"concepts": ["bear | teddy | ./nowhere"]}, "the folder of pictures nowhere does not exist; check concepts"),
         (
             {"methods": ["neti | 1e-3 | 2", "xti | 1e-3 | 2 | --model.pretrained_model_name_or_path x"]},
             "they name several base models",

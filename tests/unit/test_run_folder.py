@@ -26,7 +26,8 @@ def test_only_listed_files_are_removed(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run", tmp_path / "run" / ".." / "shared")
     run.begin({"run_folder": "run"}, overwrite=False)
     events = [run.path / "events.out.tfevents.1", run.trackers / "events.out.tfevents.2"]
-    ours = [run.config, run.metrics, run.concept(5), run.state(5), run.validation(5, None), events[0]]
+    ours = [run.config, run.metrics, run.concept(5), run.state(5), run.validation(5), events[0]]
+    ours += [run.validation(5, (("truncation", None), ("beta", 0.5)))]
     theirs = [run.path / "notes.txt", run.path / ".notes.tmp", run.path / "images" / "a.png", events[1]]
     theirs += [run.states_folder / "notes.txt", run.validation_folder / "photo.png", run.path / ".photo.png.7.tmp"]
     half = [run.states_folder / ".step-5.pt.77.tmp", run.path / ".config.yaml.8.tmp"]

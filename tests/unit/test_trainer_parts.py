@@ -7,12 +7,15 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from frames import created
+from perfusion_concepts import make_perfusion
+from PIL import Image
 from torch import Tensor, nn
 
 from neti.models.backbone.backbone import Backbone
@@ -179,22 +182,39 @@ def test_estimated_activations_are_those_a_real_step_keeps(
     assert 0 <= real - estimated.activations < 2**20  # what the mapper itself keeps, the same with checkpointing
 
 
+GRIDS = EvalConfig(
+    validation_prompts=("A photo of a {}", "A {} on a beach"),
+    num_validation_images=2,
+    validation_seeds=(1, 2),
+    num_denoising_steps=2,
+)
+
+
+def last_tile(grid: Image.Image) -> bytes:
+    return grid.crop((grid.width - 60, grid.height - 60, grid.width, grid.height)).tobytes()
+
+
 def test_validation_grids_for_each_truncation(tiny_backbone: Backbone) -> None:
     method = make_method(tiny_backbone).train()
-    config = EvalConfig(
-        validation_prompts=("A photo of a {}", "A {} on a beach"),
-        num_validation_images=2,
-        validation_seeds=(1, 2),
-        num_denoising_steps=2,
-        validation_truncations=(None, 1),
-    )
-    (full_units, full), (one_unit, one) = validation_grids(tiny_backbone, method, "<toy>", config, step=9)
-    assert (full_units, one_unit) == (None, 1)
-    last_tiles = [grid.crop((grid.width - 60, grid.height - 60, grid.width, grid.height)) for grid in (full, one)]
-    assert last_tiles[0].tobytes() != last_tiles[1].tobytes()
+    config = replace(GRIDS, validation_truncations=(None, 1))
+    grids = dict(validation_grids(tiny_backbone, method, "<toy>", config, step=9))
+    assert list(grids) == [(("truncation", None),), (("truncation", 1),)]
+    assert len({last_tile(grid) for grid in grids.values()}) == 2
     assert method.training
     none = EvalConfig(validation_prompts=None)
     assert list(validation_grids(tiny_backbone, method, "<toy>", none, step=9)) == []
+
+
+def test_validation_grids_for_each_setting(tiny_backbone: Backbone) -> None:
+    """In the middle of a training they show what inference will, at its own beta too."""
+    method = make_perfusion(tiny_backbone).train()
+    config = replace(GRIDS, validation_settings={"beta": (0.3, 0.7)})
+    shown = [last_tile(grid) for _, grid in validation_grids(tiny_backbone, method, "<toy>", config, step=9)]
+    plain = [last_tile(grid) for _, grid in validation_grids(tiny_backbone, method, "<toy>", GRIDS, step=9)]
+    assert method.training and method.beta == 0.75
+    again = [last_tile(grid) for _, grid in validation_grids(tiny_backbone, method.eval(), "<toy>", config, step=9)]
+    assert shown == again and shown[0] != shown[1]
+    assert plain == shown[1:], "0.7 is what it is drawn with unless something else is asked for, and not what trains it"
 
 
 def test_validation_never_shows_a_black_image(tiny_backbone: Backbone) -> None:

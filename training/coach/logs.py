@@ -49,8 +49,8 @@ class Watcher:
     def saved(self, step: int, concept: Path) -> None:
         """Concept and state of this step are on the disk."""
 
-    def grid(self, step: int, truncation: int | None, image: Image.Image) -> None:
-        """A validation grid is on the disk."""
+    def grid(self, step: int, path: Path, image: Image.Image) -> None:
+        """A validation grid is on the disk; its name tells truncation and settings."""
 
     def stopped(self) -> None:
         """The run is over, whether it is done, was stopped or failed."""

@@ -74,7 +74,8 @@ def set_up(
     """Load the model, create the concept, tokenise every text. `parts`: whose weights to load, see `Backbone`.
 
     backbone: the model, where it is loaded already.
-    Raises UserError for whatever does not fit the model: placeholder, super category, resolution, prompts, truncations.
+    Raises UserError for whatever does not fit model or method: placeholder, super category, resolution, prompts,
+    truncations, settings.
     """
     notes = check_text_to_image(config.model.pretrained_model_name_or_path, config.model.revision)
     if backbone is None:
@@ -99,6 +100,8 @@ def set_up(
     tokenize(backbone.tokenizer, [*dataset.texts, *prompts], {SLOT: method.positions})
     for truncation in config.eval.validation_truncations:
         method.check_truncation(truncation)
+    for settings in config.eval.variants:
+        method.drawn_with(**(settings or {}))
     target_norm = getattr(method.config, "target_norm", None) or float(embedding.norm())
     return Setup(dataset, backbone, method, target_norm, first_step, notes)
 
@@ -135,6 +138,14 @@ def _given_method(config: RunConfig, backbone: Backbone) -> tuple[Method, int] |
             f"model.method = {config.model.method}, but the concept in model.mapper_checkpoint_path is of method "
             f"{concept.method.name}; write model.method: {concept.method.name}"
         )
+    wanted, own = (
+        str(lock).lower() for lock in (config.model.key_lock, getattr(concept.method.config, "key_lock", False))
+    )
+    if wanted != own:
+        raise UserError(
+            f"model.key_lock = {wanted}, but the concept in model.mapper_checkpoint_path was trained with {own}; write "
+            f"model.key_lock: {own}"
+        )
     if not isinstance(step, int) or not 0 <= step < config.optim.max_train_steps:
         raise UserError(
             f"optim.max_train_steps = {config.optim.max_train_steps}, but the concept in model.mapper_checkpoint_path "
@@ -164,6 +175,7 @@ def method_config(model: ModelConfig) -> Any:
         "use_time": model.use_time,
         "use_layer": model.use_layer,
         "num_vectors": model.num_vectors,
+        "key_lock": model.key_lock,
     }
     config_class = METHODS[model.method].config_class
     return config_class(**{f.name: settings[f.name] for f in fields(config_class) if f.name in settings})
@@ -225,7 +237,8 @@ def describe(config: RunConfig, setup: Setup, plan: RunPlan) -> str:
         "images": f"{len(setup.dataset)} in {data.train_data_dir}, {data.resolution} px ({data.effective_square_mode})",
         "masks": data.masks.value,
         "texts": f"{own_captions} images with captions; {len(setup.dataset.texts)} different texts in all",
-        "concept": f"{data.placeholder_token}, a kind of {data.super_category_token}, norm {plan.target_norm:.4f}",
+        "concept": f"{data.placeholder_token}, a kind of {data.super_category_token}, norm {plan.target_norm:.4f}"
+        + ", which gives it its keys" * config.model.key_lock,
         "method": f"{config.model.method}, {plan.trained_parameters:,} trained parameters; "
         f"a concept file takes about {plan.concept_bytes / 2**20:.2f} MiB",
         "steps": f"{plan.first_step} to {optim.max_train_steps}, {plan.samples_per_step} samples each: batch "

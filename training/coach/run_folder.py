@@ -6,7 +6,7 @@
     derived.json                     what was computed from it (scaled learning rate, seed, ...), and the list of files
     concept-steps-{N}.safetensors    the concept after N optimizer steps
     checkpoints/step-{N}.pt          everything a resume needs
-    validation/step-{N}.png          labelled grids, one per chosen truncation
+    validation/step-{N}.png          labelled grids, one per truncation and settings
     metrics.jsonl, logs/             the loss curve, for programs and for people
 ```
 
@@ -27,12 +27,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ...models.generation.gallery import Variant, variant_suffix
 from ...utils.errors import UserError
 from ...utils.files import write_json
 
 _OWN = re.compile(
     r"config\.yaml|derived\.json|metrics\.jsonl|(concept|encoder)-steps-\d+\.safetensors|checkpoints/step-\d+\.pt|"
-    r"validation/step-\d+(-truncation-\d+)?\.png"
+    r"validation/step-\d+(-[^/]+)?\.png"
 )
 _EVENTS = re.compile(r"(?!/|.*\.\./).*events\.out\.tfevents\.[^/]+")  # TensorBoard's files
 _HALF_WRITTEN = re.compile(r"(.*/)?\.([^/]+)\.\d+\.tmp")  # see `write_atomically`
@@ -61,10 +62,9 @@ class RunFolder:
         """The training state after `step` optimizer steps."""
         return self.states_folder / f"step-{step}.pt"
 
-    def validation(self, step: int, truncation: int | None) -> Path:
-        """The validation grid after `step` optimizer steps, with all (None) or the first `truncation` hidden units."""
-        suffix = "" if truncation is None else f"-truncation-{truncation}"
-        return self.validation_folder / f"step-{step}{suffix}.png"
+    def validation(self, step: int, variant: Variant = ()) -> Path:
+        """The validation grid after `step` optimizer steps, with this truncation and these settings."""
+        return self.validation_folder / f"step-{step}{variant_suffix(variant, '-')}.png"
 
     def states(self) -> list[Path]:
         """The training states that exist, oldest first; none where a call was killed while it emptied the folder."""

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ...models.concepts.concept import Concept
+from ...models.generation.gallery import Variant
 from ...models.generation.sampling import NaNImageError
 from ...utils.config.parsing import to_plain_dict
 from ...utils.errors import UserError, first_line
@@ -17,7 +18,7 @@ from ...utils.images.png import write_png
 from ..config.run import ConceptDtype, RunConfig
 from ..data.batches import Batches
 from ..data.latents import LatentCache
-from ..evaluation.validation import validation_grids
+from ..evaluation.validation import validation_grids, validation_recipes
 from .logs import MetricsLog, Watcher
 from .objective import Objective
 from .optimizer import Diverged, Losses, make_optimizer
@@ -199,8 +200,8 @@ class Trainer:
         """
         if not self._is_grid_due():
             return 0
-        truncations = self.config.eval.validation_truncations if self.config.eval.validation_prompts else ()
-        paths = {truncation: self.run.validation(self.step, truncation) for truncation in truncations}
+        recipes = validation_recipes(self.config.eval, self.config.data.placeholder_token)
+        paths = {variant: self.run.validation(self.step, variant) for variant in recipes}
         given_up = 0
         if self.accelerator.is_main_process and not all(path.exists() for path in paths.values()):
             try:
@@ -211,7 +212,7 @@ class Trainer:
                 given_up = stop.received or 0
         return self._highest(given_up)
 
-    def _make_grids(self, paths: Mapping[int | None, Path], stop: GracefulStop) -> None:
+    def _make_grids(self, paths: Mapping[Variant, Path], stop: GracefulStop) -> None:
         def look_up(images: int = 0) -> None:
             if stop.asked():
                 raise GridGivenUp
@@ -224,11 +225,11 @@ class Trainer:
             grids = validation_grids(
                 backbone, self.setup.method, placeholder, self.config.eval, self.step, on_step=look_up
             )
-            for truncation, grid in grids:
-                path = paths[truncation]
-                write_png(grid, path, {"step": self.step, "truncation": truncation})
+            for variant, grid in grids:
+                path = paths[variant]
+                write_png(grid, path, {"step": self.step, **dict(variant)})
                 self.metrics.image(self.step, path.stem.replace(f"step-{self.step}", "validation"), grid)
-                self.watcher.grid(self.step, truncation, grid)
+                self.watcher.grid(self.step, path, grid)
         finally:
             backbone.vae.to("cpu")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 from ...models.conditioning.prompts import SLOT, VALIDATION_PROMPTS, placeholder_problem
+from ...models.generation.mixtures import combinations, parse_settings
 from ...models.methods.perfusion.config import PerfusionOptions
 from ...utils.config.parsing import Config
 from ...utils.config.values import name_or_path, setting
@@ -38,7 +39,14 @@ from .options import (
 LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 STEPS: dict[str, Any] = {"at_most": 10**9, "why": "more would take years"}
 MAX_SAMPLES = 1_000_000  # of one optimizer step
-COMMON_MODEL_KEYS = ("pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method", "num_vectors")
+COMMON_MODEL_KEYS = (
+    "pretrained_model_name_or_path",
+    "revision",
+    "mapper_checkpoint_path",
+    "method",
+    "num_vectors",
+    "key_lock",
+)
 METHOD_GROUPS = ("perfusion",)  # methods whose keys are a group of their name; the other keys are neti's
 
 
@@ -234,6 +242,8 @@ class ModelConfig(Config):
     use_layer: bool = True
     # Vectors of the concept, each a token of the prompt: textual_inversion and xti
     num_vectors: int = setting(1, at_least=1, at_most=75, why="a prompt has no room for more")
+    # Learn with attention keys of the super-category word, values of the concept: neti, textual_inversion and xti
+    key_lock: bool = False
     # What method perfusion has to set
     perfusion: PerfusionOptions = field(default_factory=PerfusionOptions)
 
@@ -245,6 +255,10 @@ class ModelConfig(Config):
             lines.append(
                 f"model.method = {self.method} has no model.num_vectors; leave it out, or write model.method: "
                 "textual_inversion or xti"
+            )
+        if self.key_lock and self.method.value in METHOD_GROUPS:
+            lines.append(
+                f"model.method = {self.method} locks keys as model.{self.method}.lock says; leave out model.key_lock"
             )
         defaults = ModelConfig()
         names = [f.name for f in fields(self) if f.name not in COMMON_MODEL_KEYS]
@@ -275,6 +289,9 @@ class EvalConfig(Config):
     num_denoising_steps: int = setting(50, at_least=1, at_most=1000)
     # Hidden units kept, one grid each; null keeps all, so [null, 16] makes a full and a truncated grid
     validation_truncations: tuple[Optional[int], ...] = setting((None,), at_least=0)
+    # Settings of the concept's method, one grid for each combination: {beta: [0.6, 0.75]} (perfusion),
+    # {key_lock: [false, true]} (neti, xti, textual_inversion)
+    validation_settings: Optional[dict[str, tuple[Any, ...]]] = setting(None, parse=parse_settings)  # noqa: RUF009
     # Make a grid before the first step too
     validation_at_start: bool = False
 
@@ -284,6 +301,11 @@ class EvalConfig(Config):
         if self.validation_seeds is None:
             return tuple(range(self.num_validation_images))
         return self.validation_seeds
+
+    @property
+    def variants(self) -> list[dict[str, Any] | None]:
+        """Every combination of `validation_settings`; [None] where there are none."""
+        return combinations(self.validation_settings)
 
     def problems(self) -> list[str]:
         lines = [

@@ -10,6 +10,7 @@ from ...models.judging.resizing import Resizing
 from ...utils.config.parsing import Config
 from ...utils.config.values import name_or_path, setting
 from ...utils.devices import device_problems
+from ...utils.files import user_path
 from .rows import PROMPT_ONLY, TRAINING_IMAGES
 from .scores import PlaceholderRule
 
@@ -82,17 +83,19 @@ class MetricsConfig(Config):
     @property
     def concept_sources(self) -> list[ConceptSource]:
         """`concepts`, column by column."""
-        return [ConceptSource(name, word, Path(folder)) for name, word, folder in map(_columns, self.concepts)]
+        return [ConceptSource(name, word, user_path(folder)) for name, word, folder in map(_columns, self.concepts)]
 
     @property
     def run_sources(self) -> list[RunSource]:
         """`runs`, column by column."""
-        return [RunSource(method, concept, Path(folder)) for method, concept, folder in map(_columns, self.runs)]
+        return [RunSource(method, concept, user_path(folder)) for method, concept, folder in map(_columns, self.runs)]
 
     @property
     def prompt_only_sources(self) -> list[RunSource]:
         """`prompt_only`, column by column, as runs of the method "prompt only"."""
-        return [RunSource(PROMPT_ONLY, concept, Path(folder)) for concept, folder in map(_columns, self.prompt_only)]
+        return [
+            RunSource(PROMPT_ONLY, concept, user_path(folder)) for concept, folder in map(_columns, self.prompt_only)
+        ]
 
     @property
     def reference_folders(self) -> dict[str, Path]:
@@ -129,7 +132,7 @@ class MetricsConfig(Config):
 
 def folders_by_concept(entries: Iterable[str]) -> dict[str, Path]:
     """The entries "concept | folder" as a mapping."""
-    return {concept: Path(folder) for concept, folder in map(_columns, entries)}
+    return {concept: user_path(folder) for concept, folder in map(_columns, entries)}
 
 
 def columns_problems(key: str, entries: Iterable[str], columns: str) -> list[str]:

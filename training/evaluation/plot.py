@@ -14,21 +14,25 @@ from ...utils.files import write_atomically
 from ...utils.statistics import Estimate
 from .report import PLOT_MARK, Report
 from .rows import TRAINING_IMAGES, Kind, Row, truncation_name
-from .scores import IMAGE, TEXT
+from .scores import IMAGE, REFERENCE, TEXT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe-Ito: safe to tell apart
 MARKERS = "osD^vPX"
+COMPARED = {IMAGE: "the training images", REFERENCE: "reference pictures"}
 BOUND = "#6b6b6b"
 INK, SOFT_INK = "#1a1a1a", "#5a5a5a"
 DPI = 160
 BETWEEN = 8  # points of a line, from one corner to the next, that labels keep off
 
 
-def write_plot(report: Report, path: Path) -> None:
-    """Write the plot of the report's headline rows as PNG. Points are means, the thin crosses 95% intervals."""
+def write_plot(report: Report, path: Path, likeness: str = IMAGE) -> None:
+    """Write the plot of the report's headline rows as PNG. Points are means, the thin crosses 95% intervals.
+
+    likeness: the metric along the horizontal axis.
+    """
     from adjustText import adjust_text  # slow to import, as matplotlib is
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a screen
     from matplotlib.figure import Figure
@@ -42,20 +46,25 @@ def write_plot(report: Report, path: Path) -> None:
     for number, place in enumerate(dict.fromkeys((row.method, row.concept) for row in runs)):
         line = sorted((row for row in runs if (row.method, row.concept) == place), key=_order)
         colour = COLOURS[number % len(COLOURS)]
-        lines.append(np.array([_point(row) for row in line]))
-        _draw_line(axes, line, _name(line[0], runs), colour, MARKERS[number % len(MARKERS)])
+        lines.append(np.array([_point(row, likeness) for row in line]))
+        _draw_line(axes, line, likeness, _name(line[0], runs), colour, MARKERS[number % len(MARKERS)])
         if len(line) > 1 or line[0].truncation is not None:
             labels += [
                 axes.text(
-                    *_point(r), truncation_name(r.truncation), color=colour, fontsize=8.5, ha="center", va="center"
+                    *_point(r, likeness),
+                    truncation_name(r.truncation),
+                    color=colour,
+                    fontsize=8.5,
+                    ha="center",
+                    va="center",
                 )
                 for r in line
             ]
     for row in bounds:
-        _draw_bound(axes, row, _name(row, bounds))
+        _draw_bound(axes, row, likeness, _name(row, bounds))
 
     axes.margins(0.1)
-    axes.set_xlabel("image similarity  (to the training images)", color=INK)
+    axes.set_xlabel(f"image similarity  (to {COMPARED[likeness]})", color=INK)
     axes.set_ylabel("text similarity  (to the prompt)", color=INK)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -74,17 +83,17 @@ def write_plot(report: Report, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", metadata={"Description": about}))
 
 
-def _draw_line(axes: Axes, rows: Sequence[Row], name: str, colour: str, marker: str) -> None:
-    image, text = ([row.estimates[metric] for row in rows] for metric in (IMAGE, TEXT))
+def _draw_line(axes: Axes, rows: Sequence[Row], likeness: str, name: str, colour: str, marker: str) -> None:
+    image, text = ([row.estimates[metric] for row in rows] for metric in (likeness, TEXT))
     x, y = [estimate.mean for estimate in image], [estimate.mean for estimate in text]
     axes.errorbar(x, y, xerr=_reach(image), yerr=_reach(text), fmt="none", ecolor=colour, elinewidth=0.9, alpha=0.4)
     axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.7, markeredgecolor="white", label=name)
 
 
-def _draw_bound(axes: Axes, row: Row, name: str) -> None:
+def _draw_bound(axes: Axes, row: Row, likeness: str, name: str) -> None:
     """The training images bound image similarity (a vertical line), the prompt alone text similarity (horizontal)."""
     vertical = row.method == TRAINING_IMAGES
-    value = row.estimates[IMAGE if vertical else TEXT]
+    value = row.estimates[likeness if vertical else TEXT]
     line, band = (axes.axvline, axes.axvspan) if vertical else (axes.axhline, axes.axhspan)
     label = f"{name}: {'image' if vertical else 'text'} similarity {value.mean:.3f}"
     line(value.mean, color=BOUND, linestyle="--" if vertical else ":", linewidth=1.4, label=label, zorder=1.5)
@@ -92,8 +101,8 @@ def _draw_bound(axes: Axes, row: Row, name: str) -> None:
         band(value.low, value.high, color=BOUND, alpha=0.08, linewidth=0)
 
 
-def _point(row: Row) -> tuple[float, float]:
-    return row.estimates[IMAGE].mean, row.estimates[TEXT].mean
+def _point(row: Row, likeness: str) -> tuple[float, float]:
+    return row.estimates[likeness].mean, row.estimates[TEXT].mean
 
 
 def _along(corners: np.ndarray) -> np.ndarray:

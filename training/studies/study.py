@@ -76,11 +76,14 @@ class Study:
             if self.given(name) is None:
                 self._run(self.photos[name])
 
-    def learned(self, name: str) -> LearnedConcept:
-        """A concept: given, learned in an earlier call, or learned now; a training that was cut off goes on."""
-        photos, file = self.photos[name], self.given(name)
+    def learned(self, name: str, train_config: Path | None = None) -> LearnedConcept:
+        """A concept: given, learned in an earlier call, or learned now; a training that was cut off goes on.
+
+        train_config: how, if not as the study's own concepts, which alone may be given.
+        """
+        photos, file = self.photos[name], None if train_config else self.given(name)
         if file is None:
-            run = self._run(photos)
+            run = self._run(photos, train_config)
             file = RunFolder(run.log.run_dir, run.log.tracker_dir).concept(run.optim.max_train_steps)
             if not file.exists():
                 print(f"learning {name}: {file}", flush=True)
@@ -88,16 +91,15 @@ class Study:
                     raise SystemExit(code)  # stopped by a signal; all is saved
         return LearnedConcept(photos, Concept.load(file, backbone=self.backbone), folder_hash(file))
 
-    def _run(self, photos: ConceptPhotos) -> RunConfig:
+    def _run(self, photos: ConceptPhotos, train_config: Path | None = None) -> RunConfig:
         """The training of a concept, in a folder whose name hashes model, photos and recipe."""
         config = self.config
-        if not config.train_config.is_file():
-            raise UserError(
-                f"{photos.name} has no file in concept_files, and there is no train_config {config.train_config}"
-            )
-        recipe = json_hash([self.model, folder_hash(photos.folder), folder_hash(config.train_config)])
+        train_config = train_config or config.train_config
+        if not train_config.is_file():
+            raise UserError(f"{photos.name} has no file in concept_files, and there is no train_config {train_config}")
+        recipe = json_hash([self.model, folder_hash(photos.folder), folder_hash(train_config)])
         options = {
-            "config_path": config.train_config,
+            "config_path": train_config,
             "log.exp_dir": config.work_dir / "training",
             "log.exp_name": f"{photos.name}-{recipe}",
             "log.report_to": "none",

@@ -85,7 +85,8 @@ def name_or_path(raw: str) -> str:
     """`parse` of a key that holds a name (of a model on the hub) or a path, in which `~` is the home folder."""
     if not raw.strip():
         raise UserError("must be a name or a path")
-    return str(user_path(raw)) if raw.startswith("~") else raw
+    path = user_path(raw)
+    return str(path) if raw.startswith("~") else raw
 
 
 def range_problem(value: Any, field: dataclasses.Field) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from ....utils.errors import UserError, first_line
 from ....utils.hashing import SHORT, file_hash, sha256
 from .hub import HUB_NAME, fetch
 from .single_file import ENDINGS, Checkpoint, open_checkpoint, parameters
-from .weights import CHECKER, SECOND, WEIGHTS, find_weights
+from .weights import CHECKER, INDEX, SECOND, WEIGHTS, find_weights
 
 BUNDLED = {
     "miniature": Path(__file__).parents[2] / "miniature" / "sd",
@@ -49,11 +50,11 @@ def find_model(name_or_path: str, revision: str | None = None, weights: Collecti
     Raises UserError naming what was tried if there is no such folder or file, or neither a network nor a cached copy.
     """
     path = BUNDLED.get(name_or_path, Path(name_or_path).expanduser())
-    if name_or_path and path.is_dir():
+    if name_or_path and os.path.isdir(path):
         return ModelFiles(path)
     if name_or_path in BUNDLED:
         raise UserError(f"model {name_or_path!r}: the bundled weights are missing from {path}; reinstall the project")
-    if path.is_file() or path.suffix in ENDINGS:
+    if os.path.isfile(path) or path.suffix in ENDINGS:
         return _checkpoint(name_or_path, path)
     if not HUB_NAME.fullmatch(name_or_path):
         raise UserError(
@@ -89,7 +90,7 @@ def _used(files: ModelFiles, parts: Collection[str]) -> dict[str, Path]:
     for tokenizer in files.tokenizers:
         used |= {f"{tokenizer}/{path.name}": path for path in files.tokenizer(tokenizer)[0].glob("*") if path.is_file()}
     if len(files.text_encoders) > 1:
-        used["index"] = files.folder / "model_index.json"  # what stands in the place of an empty prompt
+        used["index"] = files.folder / INDEX  # what stands in the place of an empty prompt
     for part in (*parts, *(files.text_encoders[1:] if "text_encoder" in parts else [])):
         used[part] = files.folder / part / "config.json"
         if files.checkpoint is None:
@@ -102,7 +103,7 @@ def _used(files: ModelFiles, parts: Collection[str]) -> dict[str, Path]:
 
 
 def _checkpoint(name: str, path: Path) -> ModelFiles:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"model {name!r}: no such file ({MOVED})")
     if path.suffix not in ENDINGS:
         raise UserError(

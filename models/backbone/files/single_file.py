@@ -21,7 +21,7 @@ from torch.serialization import safe_globals
 
 from ..checks import input_problem
 from .quiet import without_progress_bars, without_warnings
-from .weights import SECOND, WEIGHTS, check_files, check_pickle
+from .weights import INDEX, SECOND, WEIGHTS, check_files, check_pickle
 
 ENDINGS = (".safetensors", ".ckpt")
 FAMILIES = Path(__file__).parent / "families"
@@ -70,7 +70,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     family = _family(shapes)
     if problem := input_problem(shapes[FIRST_LAYER][1], latent_channels=4):
         raise ValueError(problem)
-    if (path.parent / "model_index.json").is_file():
+    if (path.parent / INDEX).is_file():
         return Checkpoint(path, family, path.parent)
     schedule: dict[str, Any] = {}
     side, note = None, None

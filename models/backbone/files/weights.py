@@ -11,11 +11,13 @@ from typing import Any
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from ....utils.errors import first_line
 from ....utils.files import LFS_POINTER
 
 WEIGHTS = ("text_encoder", "vae", "unet")  # the parts of a model that have weights
 SECOND = "text_encoder_2"  # of SDXL; it comes and goes with the first
 CHECKER = "safety_checker"  # one more, which some models bring along
+INDEX = "model_index.json"  # what a model is made of
 # part -> the names of its weight files without ending: as safetensors, as a pickle
 STEMS = {
     "text_encoder": ("model", "pytorch_model"),
@@ -65,7 +67,10 @@ def _forms(part: str) -> Iterator[tuple[dict[str, Any], str, str]]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError if there is none in it (some libraries would then look on the hub)."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is no valid JSON: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return content
@@ -81,7 +86,7 @@ def check_files(folder: Path, names: Collection[str]) -> None:
                 raise ValueError(f"{path.name} is a Git LFS pointer, not the file itself; run git lfs pull there")
         if path.suffix in (".bin", ".ckpt"):
             check_pickle(path)
-        elif path.name.endswith("config.json"):
+        elif path.suffix == ".json":
             read_settings(path)
 
 

@@ -26,6 +26,7 @@ class NeTIConfig:
     target_norm: norm of the output; None takes that of the initial embedding (see `Method.create`). target_norm_2: the
         same for the second text encoder of SDXL.
     use_time, use_layer: False holds t (or l) at 0, the paper's ablations "space only" and "time only".
+    key_lock: attention keys are read from the super-category word, values from the concept, as Perfusion does.
     """
 
     hidden_dim: int = 128
@@ -44,6 +45,7 @@ class NeTIConfig:
     target_norm_2: float | None = None
     use_time: bool = True
     use_layer: bool = True
+    key_lock: bool = False
 
     def __post_init__(self) -> None:
         if self.norm_rule not in list(NormRule):
@@ -102,6 +104,7 @@ class NeTI(Method):
             unset = {name: norm for name, norm in zip(names, norms, strict=False) if getattr(config, name) is None}
             config = replace(config, **unset)
         concept = cls(config, frame)
+        concept.word_for_keys = start.word
         concept.mapper.initialise(config.sigma_t, config.sigma_l, start.generator)
         return concept
 

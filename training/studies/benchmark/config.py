@@ -25,6 +25,7 @@ class Section(Choice):
     training = "training"
     variants = "variants"
     sampling = "sampling"
+    perfusion = "perfusion"
     scaling = "scaling"
     memory = "memory"
     startup = "startup"
@@ -47,7 +48,7 @@ class BenchmarkConfig(Config):
     name: str = "cpu"
     # miniature, sd14 or both
     models: tuple[Subject, ...] = (Subject.miniature,)
-    # Groups of rows: arithmetic, training, variants, sampling, scaling, memory, startup, numerics
+    # Groups of rows: arithmetic, training, variants, sampling, perfusion, scaling, memory, startup, numerics
     sections: tuple[Section, ...] = tuple(Section)
     # Side of the images in pixels; unset: the model's own
     resolution: Optional[int] = setting(None, at_least=16, at_most=4096)

@@ -23,10 +23,11 @@ from .commands import Commands, numerics_rows, process_rows, startup_rows
 from .config import BenchmarkConfig, Dtype, Section, Subject
 from .images import sampling_rows, seed_rows
 from .memory import memory_rows
+from .perfusion import perfusion_rows
 from .timing import Row
 from .training import Trainers, batch_rows, make_backbone, training_rows, variant_rows
 
-OF_MODEL = {Section.training, Section.variants, Section.sampling, Section.scaling}  # need a model in memory
+OF_MODEL = {Section.training, Section.variants, Section.sampling, Section.perfusion, Section.scaling}  # need a model
 OWN_KEYS = ("train_config", "work_dir", "docs_dir", "name", "sections")  # of the call, not of what is measured
 
 
@@ -91,6 +92,8 @@ def _of_model(config: BenchmarkConfig, subject: Subject, folder: Path) -> Iterat
     backbone.vae.to(backbone.unet.device)  # where a training leaves it, images cannot be made
     if Section.sampling in config.sections:
         yield f"{subject}: images", sampling_rows(config, subject, backbone)
+    if Section.perfusion in config.sections:
+        yield f"{subject}: Perfusion", perfusion_rows(config, subject, backbone, folder)
     if Section.scaling in config.sections:
         yield f"{subject}: numbers of seeds", seed_rows(config, backbone)
 

@@ -1,7 +1,9 @@
+# ruff: noqa: UP045  (pyrallis 0.3.1 knows Optional[X] but not X | None, and no postponed annotations)
 """Every setting of `scripts/measure_mixing.py`."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 from ....models.conditioning.prompts import SLOT
 from ....utils.config.values import setting
@@ -56,6 +58,8 @@ class MixingConfig(StudyConfig):
     sides_prompt: str = f"a photo of a {FIRST} on the left and a {SECOND} on the right"
     # Hidden units of each concept, one of the things that may help
     help_truncation: int = setting(16, at_least=0)
+    # How concepts of Perfusion are learned, which are then asked for too, by each lock; unset: they take no part
+    perfusion_config: Optional[Path] = None
     # Renders from which the detectors are learned
     renders: int = setting(900, at_least=60, at_most=1_000_000)
     # Results, images and learned concepts; delete it to measure everything again
@@ -78,6 +82,8 @@ class MixingConfig(StudyConfig):
                     lines.append(f"{key}: {pair!r}: there is no {unknown[0]}; there are {', '.join(CONCEPTS)}")
                 elif key == "both_pairs" and len({CONCEPTS[name][0] for name in names}) == 1:
                     lines.append(f"{key}: {pair!r} are of one kind, which their words cannot tell apart")
+        if self.perfusion_config is not None and not self.perfusion_config.is_file():
+            lines.append(f"perfusion_config = {self.perfusion_config}: there is no such file")
         if not (self.style_pairs or self.both_pairs):
             lines.append("style_pairs and both_pairs are both empty; there is nothing to measure")
         if len(set(self.mixing_start)) < 2:

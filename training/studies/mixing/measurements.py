@@ -21,12 +21,13 @@ from .presence import Presence
 
 LEARN_SEED, TEST_SEED = 21, 22
 QUIETER = 0.5  # factor on the bypass, where less of it is tried
+LOCKS = ("local", "global")  # of Perfusion's keys
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to ask for two concepts. change: "words" puts the super-category words there; "truncation", "bypass"
-    and "" are about the concepts."""
+    """One way to ask for two concepts. change: "words" puts the super-category words there; "truncation", "bypass",
+    "key lock" and "" are about the concepts, Perfusion's locks about those of Perfusion."""
 
     title: str
     prompt: str
@@ -35,10 +36,16 @@ class Way:
 
 
 class Measurements:
-    """learned: the concepts of all pairs by name."""
+    """learned: the concepts of all pairs by name; perfusion: the same learned by Perfusion, or none."""
 
-    def __init__(self, study: Study, config: MixingConfig, learned: Mapping[str, LearnedConcept]) -> None:
-        self.study, self.config, self.learned = study, config, learned
+    def __init__(
+        self,
+        study: Study,
+        config: MixingConfig,
+        learned: Mapping[str, LearnedConcept],
+        perfusion: Mapping[str, LearnedConcept],
+    ) -> None:
+        self.study, self.config, self.learned, self.perfusion = study, config, learned, perfusion
 
     def style_mixing(self) -> dict[str, dict[str, Any]]:
         """Pair -> similarity of its images to the photos of the geometry and of the appearance concept.
@@ -82,6 +89,7 @@ class Measurements:
             pairs=list(config.both_pairs),
             ways=[[way.title, way.prompt, list(way.seeds)] for way in self.ways()],
             detectors={"renders": config.renders, "categories": list(config.categories)},
+            **({"perfusion": [[name, one.digest] for name, one in self.perfusion.items()]} if self.perfusion else {}),
         )
         return study.result("several", inputs, measure)
 
@@ -100,11 +108,15 @@ class Measurements:
             found.append(Way(f"{config.help_truncation} hidden units each", config.both_prompt, some, "truncation"))
         if all(isinstance(method, NeTI) and method.config.output_bypass for method in methods):
             found.append(Way(f"bypass x {QUIETER:g}", config.both_prompt, some, "bypass"))
+        if self.perfusion:
+            found.append(Way("keys of the words (key lock)", config.both_prompt, config.both_seeds, "key lock"))
+            found += [Way(f"Perfusion, {lock} lock", config.both_prompt, config.both_seeds, lock) for lock in LOCKS]
         return found
 
     def several_images(self, pair: str, way: Way) -> list[Image.Image]:
         """Images of a pair asked for in one way, one per seed."""
-        ones = dict(zip((FIRST, SECOND), (self.learned[name] for name in pair_of(pair)), strict=True))
+        source = self.perfusion if way.change in LOCKS else self.learned
+        ones = dict(zip((FIRST, SECOND), (source[name] for name in pair_of(pair)), strict=True))
         if way.change == "words":
             prompt = way.prompt
             for slot, one in ones.items():
@@ -149,7 +161,9 @@ class Measurements:
             quieter = copy.copy(method)  # the same weights under another setting
             quieter.config = replace(method.config, bypass_alpha=method.config.bypass_alpha * QUIETER)
             return quieter
-        return method
+        if change == "key lock":
+            return method.drawn_with(key_lock=True)
+        return method.drawn_with(lock=change) if change in LOCKS else method
 
     def _known(self, pair: str, number: int) -> dict[str, list[Image.Image]]:
         """Pictures of which it is known what they show."""

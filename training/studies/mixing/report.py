@@ -30,10 +30,16 @@ def write_mixing(config: MixingConfig) -> list[Path]:
         measured_part(page)
     study = Study(config)
     study.check(config.names)
-    measured = Measurements(study, config, {name: study.learned(name) for name in config.names})
+    learned = {name: study.learned(name) for name in config.names}
+    perfusion = {}
+    if config.perfusion_config is not None:
+        both = {name for pair in config.both_pairs for name in pair_of(pair)}
+        perfusion = {name: study.learned(name, config.perfusion_config) for name in config.names if name in both}
+    measured = Measurements(study, config, learned, perfusion)
     machine = describe_machine()
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "diffusers", "transformers"))
-    settings = {**study.settings(), "concepts of NeTI step": steps_of(measured.learned.values())}
+    settings = {**study.settings(), "concepts of NeTI step": steps_of(learned.values())}
+    settings |= {"of Perfusion": steps_of(perfusion.values())} if perfusion else {}
     line = (
         f"Settings: {'; '.join(f'{name} {value}' for name, value in settings.items())}. On: {machine['processor']}, "
         f"{machine['system']}. Versions: {versions}."

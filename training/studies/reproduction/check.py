@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from ....models.generation.sampling import SamplingConfig
+from ....models.methods import METHODS
 from ....utils.errors import UserError
 from ...config.run import RunConfig
 from ...data.photos import find_images
@@ -14,7 +15,7 @@ from ...evaluation.scorer import ConceptPictures, find_pictures
 from ...jobs.job import Job
 from ...jobs.run import Pace, duration
 from .config import ReproductionConfig
-from .plan import CURVES, IMAGES, STEPS, TRUNCATED, Plan, Task, Training, work_of
+from .plan import CURVES, IMAGES, STEPS, TRUNCATED, Plan, Task, Training, learned_from, work_of
 
 PAGE_MARK = "<!-- Written by scripts/reproduce_paper.py;"
 
@@ -26,12 +27,13 @@ def check_plan(config: ReproductionConfig) -> dict[str, RunConfig]:
     base models, truncations that a method does not have, an unknown sampler, patterns that no job's name matches, and a
     page in the place of which somebody else's file is.
     """
-    for source in config.sources:
-        find_images(source.folder)
     pictures(config)
     SamplingConfig(config.num_denoising_steps, config.guidance_scale, config.scheduler)
     plan = Plan(config)
-    first = {task.method: task for task in reversed(plan.search()) if isinstance(task, Training)}
+    trainings = [task for task in (*plan.search(), *plan.main(plan.longest())) if isinstance(task, Training)]
+    for folder in {folder for training in trainings for folder in learned_from(training)[:1]}:
+        find_images(folder)
+    first = {task.method: task for task in reversed(trainings)}
     runs = {method.name: first[method.name].config for method in config.method_plans}
     bases = dict.fromkeys(run.model.pretrained_model_name_or_path for run in runs.values())
     if len(bases) > 1:
@@ -40,6 +42,10 @@ def check_plan(config: ReproductionConfig) -> dict[str, RunConfig]:
         units = runs[name].model.mapper_hidden_dim if name in runs else None
         if units is not None and max(config.truncations, default=0) >= units:
             raise UserError(f"truncations = {list(config.truncations)}: {name} has {units} units; give fewer")
+    for drawn in config.drawn_plans:
+        method = METHODS[runs[drawn.method].model.method]
+        if unknown := [key for key, _ in drawn.settings if not method.has_setting(key)]:
+            raise UserError(f"drawn: {drawn.name}: {unknown[0]} is no setting of a concept of {method.name}")
     names = plan.possible_names() if config.only or config.redo else set()
     for key, pattern in (("only", config.only), ("redo", config.redo)):
         if pattern and not any(fnmatchcase(name, pattern) for name in names):
@@ -62,7 +68,7 @@ def describe_plan(config: ReproductionConfig, workers: int) -> str:
     lines = [
         f"methods   {len(methods)}: {', '.join(method.name for method in methods)}",
         f"concepts  {len(concepts)}: {', '.join(source.name for source in concepts)}; tuned on "
-        f"{', '.join(source.name for source in config.tuning_sources)}",
+        f"{', '.join(source.name for source in config.tuning_sources) or 'none'}",
         f"images    {len(config.prompts)} prompts x {len(config.seeds)} seeds; in search and curves "
         f"{len(config.short_prompts)} x {len(config.short_seeds)}",
         *(f"{stage:<14} {_size(tasks, config, workers)}" for stage, tasks in stages.items()),

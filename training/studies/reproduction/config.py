@@ -3,9 +3,12 @@
 
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
+
+import yaml
 
 from ....models.conditioning.prompts import PAPER_PROMPTS, SLOT
 from ....models.generation.config import Dtype
@@ -20,6 +23,8 @@ from ...evaluation.scores import PlaceholderRule
 from ...jobs.config import JobsConfig
 
 METHOD_COLUMNS = "name | learning rates | steps | arguments of scripts/train.py, which may be left out"
+DRAWN_COLUMNS = "name | method | settings of it when drawing, such as key_lock=true, truncation=8 or step=100"
+CONCEPT = "{concept}"  # in a method's arguments: the name of the concept that is learned
 NAME = re.compile(r"[a-z0-9_]+")  # of methods and concepts: they become file names and parts of jobs' names
 PLANNED = (  # what the plan itself decides about a training, so no method may
     "log.exp_name",
@@ -27,7 +32,6 @@ PLANNED = (  # what the plan itself decides about a training, so no method may
     "log.save_steps",
     "log.report_to",
     "log.checkpoints_total_limit",
-    "data.train_data_dir",
     "data.placeholder_token",
     "data.super_category_token",
     "eval.validation_prompts",
@@ -50,6 +54,16 @@ class MethodPlan(NamedTuple):
     arguments: tuple[str, ...]
 
 
+class DrawnPlan(NamedTuple):
+    """A trained method once more, drawn otherwise: with settings of the method, fewer units, or after fewer steps."""
+
+    name: str
+    method: str
+    settings: tuple[tuple[str, Any], ...]
+    truncation: int | None
+    step: int | None
+
+
 @dataclass(frozen=True)
 class ReproductionConfig(Config):
     """One plan. Entries of `concepts`, `tuning_concepts` and `methods` are columns with | between them."""
@@ -58,17 +72,24 @@ class ReproductionConfig(Config):
     train_config: Path
     # What the claims are tested on, each "name | super-category word | folder of its images"
     concepts: tuple[str, ...] = ()
-    # What learning rates and step budgets are chosen on; other concepts than the above
+    # What learning rates and step budgets are chosen on; other concepts than the above. None: nothing is chosen, and
+    # every method has one learning rate, and as its budget its last number of steps
     tuning_concepts: tuple[str, ...] = ()
     # Image similarity to other pictures too, each "concept | folder of pictures of it that it was not trained on"
     references: tuple[str, ...] = ()
     # Image similarity to what masks leave of the photos too, each "concept | folder of the masks of its images"
     masks: tuple[str, ...] = ()
     # Each "name | learning rates | steps | arguments of scripts/train.py": of all pairs of a rate and a number of steps
-    # the best one is chosen on the tuning concepts
+    # the best one is chosen on the tuning concepts. {concept} in the arguments is the name of the concept, as in
+    # --data.train_data_dir other_photos/{concept}
     methods: tuple[str, ...] = ()
+    # Methods drawn otherwise too, each "name | method | key_lock=true truncation=8 step=100": with settings of it, with
+    # fewer units, after fewer steps (of those of its curve)
+    drawn: tuple[str, ...] = ()
     # Prompts of the images that methods are compared by, each with {} for the concept
     prompts: tuple[str, ...] = PAPER_PROMPTS
+    # Those of the prompts that name a place: the claims are computed by them alone too
+    place_prompts: tuple[str, ...] = ()
     # One image per prompt and seed: [42, 420], "0-3" or "1,5,7-9"
     seeds: tuple[int, ...] = setting((0, 1, 2, 3), at_least=0, parse=parse_seeds)
     # The smaller set of prompts, for the search and for the curves over training steps
@@ -117,6 +138,8 @@ class ReproductionConfig(Config):
     only: Optional[str] = None
     # Forget the jobs whose names match this pattern, and do them again
     redo: Optional[str] = None
+    # Do no more jobs: write the page from those that are finished
+    report: bool = False
     # Print the plan, its size and the time it will take; do nothing
     dry_run: bool = False
     # Where the jobs run: processes on this machine, or a Ray cluster
@@ -142,12 +165,17 @@ class ReproductionConfig(Config):
         """`methods`, column by column."""
         return [_method(entry) for entry in self.methods]
 
+    @property
+    def drawn_plans(self) -> list[DrawnPlan]:
+        """`drawn`, column by column."""
+        return [_drawn(entry) for entry in self.drawn]
+
     def problems(self) -> list[str]:
         lines = device_problems("device", self.device)
-        for key in ("concepts", "tuning_concepts", "methods", "prompts", "short_prompts", "train_seeds"):
+        for key in ("concepts", "methods", "prompts", "short_prompts", "train_seeds"):
             if not getattr(self, key):
                 lines.append(f"{key} is empty; see input_configs/reproduction_miniature.yaml for an example")
-        for key, read in (("concepts", _concept), ("tuning_concepts", _concept), ("methods", _method)):
+        for key, read in _READ.items():
             for entry in getattr(self, key):
                 try:
                     read(entry)
@@ -156,6 +184,9 @@ class ReproductionConfig(Config):
         for key in ("prompts", "short_prompts"):
             lines += [f"{key}: {prompt!r} has no {SLOT}" for prompt in getattr(self, key) if SLOT not in prompt]
             lines += repeated_problems(key, getattr(self, key))
+        lines += [
+            f"place_prompts: {one!r} is not among the prompts" for one in self.place_prompts if one not in self.prompts
+        ]
         for key in ("seeds", "short_seeds", "train_seeds", "truncations"):
             lines += repeated_problems(key, getattr(self, key))
         for key in ("references", "masks"):
@@ -164,7 +195,15 @@ class ReproductionConfig(Config):
             return lines
         concepts = [source.name for source in self.sources]
         lines += repeated_problems("concepts and tuning_concepts", concepts)
-        lines += repeated_problems("methods", [method.name for method in self.method_plans])
+        methods = [method.name for method in self.method_plans]
+        lines += repeated_problems("methods and drawn", [*methods, *(drawn.name for drawn in self.drawn_plans)])
+        lines += [f"drawn: {d.method!r} is not among the methods" for d in self.drawn_plans if d.method not in methods]
+        steps = {method.name: method.steps for method in self.method_plans}
+        for drawn in self.drawn_plans:
+            if drawn.step and drawn.step not in steps.get(drawn.method, (drawn.step,)):
+                lines.append(f"drawn: {drawn.name}: {drawn.step} is not among the steps of {drawn.method}")
+        if not self.tuning_concepts and (several := [m.name for m in self.method_plans if len(m.rates) > 1]):
+            lines.append(f"methods: {several[0]} has several learning rates; tuning_concepts, to choose on, is empty")
         for key in ("references", "masks"):
             named = folders_by_concept(getattr(self, key))
             lines += [f"{key}: {name!r} is not among the concepts" for name in named if name not in concepts]
@@ -203,6 +242,21 @@ def _method(entry: str) -> MethodPlan:
     return plan
 
 
+def _drawn(entry: str) -> DrawnPlan:
+    columns = _columns(entry)
+    if len(columns) != 3 or not all(columns):
+        raise UserError(f'must read "{DRAWN_COLUMNS}"')
+    _check_name(columns[0])
+    settings = {}
+    for word in shlex.split(columns[2]):
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"has {word!r}, which must read key=value")
+        settings[key] = yaml.safe_load(value)
+    truncation, step = (settings.pop(key, None) for key in ("truncation", "step"))
+    return DrawnPlan(columns[0], columns[1], tuple(settings.items()), truncation, step)
+
+
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise UserError(f"must begin with a name of small letters, digits and _, not {name!r}")
@@ -210,3 +264,11 @@ def _check_name(name: str) -> None:
 
 def _columns(entry: str) -> list[str]:
     return [column.strip() for column in entry.split("|")]
+
+
+_READ: dict[str, Callable[[str], object]] = {
+    "concepts": _concept,
+    "tuning_concepts": _concept,
+    "methods": _method,
+    "drawn": _drawn,
+}

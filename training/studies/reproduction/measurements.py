@@ -10,9 +10,9 @@ import numpy as np
 
 from ....utils.statistics import Bootstrap
 from ...evaluation.rows import PROMPT_ONLY, TRAINING_IMAGES, Kind, Row, ScoredSet, metric_rows
-from ...evaluation.scores import IMAGE, TEXT
+from ...evaluation.scores import IMAGE
 from ...jobs.job import Job, Results
-from .plan import FULL, Drawing, Training
+from .plan import FULL, NETI, Drawing, Training
 
 
 class Condition(NamedTuple):
@@ -27,36 +27,42 @@ class Condition(NamedTuple):
 
 BASE_ALONE = "{}, v_base alone"
 WORD = Condition(PROMPT_ONLY)  # images of the super-category word, the full set
-ConceptScores = Mapping[str, np.ndarray]  # metric -> scores [U] of the same images under every condition
+Scored = Mapping[str, np.ndarray]  # metric -> scores [U] of the same images under every condition
 
 
 def condition_of(drawing: Drawing) -> Condition:
     """What a drawing of the main stage was made to measure."""
     if drawing.training is None:
         return WORD
+    if drawing.variant:
+        return Condition(drawing.variant)
     step = None if drawing.images.name == FULL else drawing.step
     return Condition(drawing.training.method, step, drawing.truncation, drawing.bypass)
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """condition -> concept -> scores. Every condition has all concepts."""
+    """condition -> concept -> training seed -> scores: of what is finished, which may be less than the plan has.
 
-    scores: Mapping[Condition, Mapping[str, ConceptScores]]
+    The word has its one set of images under every seed.
+    """
 
-    @property
-    def concepts(self) -> list[str]:
-        return list(next(iter(self.scores.values())))
+    scores: Mapping[Condition, Mapping[str, Mapping[int, Scored]]]
+
+    def concepts(self, *conditions: Condition) -> list[str]:
+        """The concepts that all the conditions have, for a seed that they have in common."""
+        first, *_ = sets = [self.scores.get(condition, {}) for condition in conditions]
+        return [name for name in first if set.intersection(*(set(each.get(name, {})) for each in sets))]
 
     @property
     def methods(self) -> list[str]:
-        """The methods with images at their chosen budget, the word left out."""
+        """The methods with images at their chosen budget, and those drawn otherwise; the word left out."""
         full = [condition for condition in self.scores if condition == Condition(condition.method)]
         return [condition.method for condition in full if condition != WORD]
 
     def has(self, *conditions: Condition) -> bool:
-        """Whether all of these were measured."""
-        return all(condition in self.scores for condition in conditions)
+        """Whether there is a concept for which all of these were measured."""
+        return bool(self.concepts(*conditions))
 
     def steps(self, method: str) -> list[int]:
         """The numbers of steps of the method's curve, rising."""
@@ -70,53 +76,66 @@ class Measurements:
         """The method's truncations, rising, and then all units."""
         return [*(Condition(method, truncation=kept) for kept in self.truncations(method)), Condition(method)]
 
-    def tables(self, conditions: Sequence[Condition], metrics: Sequence[str] = (IMAGE, TEXT)) -> list[np.ndarray]:
-        """One table [conditions, metrics, U] per concept, as `Bootstrap.over_groups` takes them."""
-        return [
-            np.array([[self.scores[condition][concept][metric] for metric in metrics] for condition in conditions])
-            for concept in self.concepts
-        ]
+    def numbered(self, prefix: str) -> list[Condition]:
+        """The methods whose names are the prefix and a number, by the number."""
+        found = {int(m.removeprefix(prefix)): m for m in self.methods if m.removeprefix(prefix).isdigit()}
+        return [Condition(found[number]) for number in sorted(found)]
+
+    def tables(self, conditions: Sequence[Condition], metrics: Sequence[str]) -> list[np.ndarray]:
+        """One table [conditions, metrics, U] per concept that has all of them, as `Bootstrap.over_groups` takes them.
+
+        The seeds that all have are taken, one after another.
+        """
+        tables = []
+        for concept in self.concepts(*conditions):
+            found = [self.scores[condition][concept] for condition in conditions]
+            seeds = sorted(set.intersection(*map(set, found)))
+            tables.append(np.array([[_joined(each, seeds)[metric] for metric in metrics] for each in found]))
+        return tables
 
 
-def measurements(results: Results, jobs: Sequence[Job]) -> tuple[Measurements, dict[str, ConceptScores]]:
-    """All scores of the main jobs, the training seeds of a concept one after another; and the photos' by concept."""
-    parts: dict[Condition, dict[str, list[ConceptScores]]] = {}
+def measurements(
+    results: Results, jobs: Sequence[Job], prompts: Sequence[str] = ()
+) -> tuple[Measurements, dict[str, Scored]]:
+    """All scores of the main jobs that are given, and the photos' by concept. prompts: of these alone, none: of all."""
+    scores: dict[Condition, dict[str, dict[int, Scored]]] = {}
     photos = {}
-    seeds = len({job.task.seed for job in jobs if isinstance(job.task, Training)})
+    seeds = sorted({job.task.seed for job in jobs if isinstance(job.task, Training)})
     for job in jobs:
         drawing = job.task
         if not isinstance(drawing, Drawing):
             continue
         result = results.result(job)
+        of_concept = scores.setdefault(condition_of(drawing), {}).setdefault(drawing.concept.name, {})
         if drawing.training is None:
             photos[drawing.concept.name] = _arrays(result["photos"])
-            found = [_arrays(result["word"])] * seeds  # no training in it: the same images beside those of every seed
+            of_concept.update(dict.fromkeys(seeds, _arrays(result["word"], drawing, prompts)))
         else:
-            found = [_arrays(result)]
-        parts.setdefault(condition_of(drawing), {}).setdefault(drawing.concept.name, []).extend(found)
-    scores = {
-        condition: {
-            concept: {metric: np.concatenate([part[metric] for part in of_seeds]) for metric in of_seeds[0]}
-            for concept, of_seeds in of_concepts.items()
-        }
-        for condition, of_concepts in parts.items()
-    }
+            of_concept[drawing.training.seed] = _arrays(result, drawing, prompts)
     return Measurements(scores), photos
 
 
-def rows(measured: Measurements, photos: dict[str, ConceptScores], bootstrap: Bootstrap) -> list[Row]:
-    """The full sets of images and the upper bounds, as rows of a metrics report."""
+def rows(measured: Measurements, photos: dict[str, Scored], bootstrap: Bootstrap) -> list[Row]:
+    """The full sets of images and the upper bounds, as rows of a metrics report.
+
+    A concept counts once all truncations of the method are there, and those of NeTI.
+    """
     sets = []
-    for condition, of_concepts in measured.scores.items():
+    compared = measured.slider(NETI) if Condition(NETI) in measured.scores else []
+    for condition in measured.scores:
         if condition.step is not None:
             continue
         kind = Kind.bound if condition == WORD else Kind.run
         method = condition.method if condition.bypass else BASE_ALONE.format(condition.method)
-        for concept, scores in of_concepts.items():
+        together = measured.slider(condition.method) if condition.bypass else [condition]
+        for concept in measured.concepts(*together, *compared):
+            of_seeds = measured.scores[condition][concept]
+            scores = _joined(of_seeds, sorted(of_seeds))
             sets.append(
                 ScoredSet(kind, method, concept, condition.truncation, len(scores[IMAGE]), scores, by_prompt={})
             )
-    for concept, scores in photos.items():
+    for concept in measured.concepts(WORD, *compared):
+        scores = photos[concept]
         sets.append(ScoredSet(Kind.bound, TRAINING_IMAGES, concept, None, len(scores[IMAGE]), scores, by_prompt={}))
     return metric_rows(sets, bootstrap)
 
@@ -146,5 +165,15 @@ def image_at_text(text: float, curve: np.ndarray, otherwise: float) -> float:
     return float(np.interp(text, points[:, 1], points[:, 0]))
 
 
-def _arrays(scores: dict[str, list[float]]) -> ConceptScores:
-    return {metric: np.array(values) for metric, values in scores.items()}
+def _arrays(scores: dict[str, list[float]], drawing: Drawing | None = None, prompts: Sequence[str] = ()) -> Scored:
+    """As arrays; of the images of a drawing those of `prompts` alone, if any are given."""
+    arrays = {metric: np.array(values) for metric, values in scores.items()}
+    if drawing is None or not prompts:
+        return arrays
+    kept = np.repeat([prompt in prompts for prompt in drawing.images.prompts], len(drawing.images.seeds))
+    return {metric: values[kept] for metric, values in arrays.items() if len(values) == len(kept)}
+
+
+def _joined(of_seeds: Mapping[int, Scored], seeds: Sequence[int]) -> Scored:
+    parts = [of_seeds[seed] for seed in seeds]
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}

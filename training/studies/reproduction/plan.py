@@ -13,13 +13,14 @@ from ....utils.hashing import json_hash
 from ...config.run import RunConfig
 from ...evaluation.config import ConceptSource
 from ...jobs.job import Job
-from .config import MethodPlan, ReproductionConfig
+from .config import CONCEPT, MethodPlan, ReproductionConfig
 
 SEARCH, MAIN = "search", "main"  # the stages; the second needs what the first has chosen
 FULL, SHORT = "full", "short"  # the two sets of images
-CURVES = ("neti", "xti", "textual_inversion")  # also measured after every number of steps
-TRUNCATED = ("neti", "no_nested_dropout")  # also drawn at every truncation
-WITHOUT_BYPASS = ("neti",)  # also drawn with the bypass switched off
+NETI = "neti"  # what all others are compared with
+CURVES = (NETI, "xti", "textual_inversion")  # also measured after every number of steps
+TRUNCATED = (NETI, "no_nested_dropout")  # also drawn at every truncation
+WITHOUT_BYPASS = (NETI,)  # also drawn with the bypass switched off
 STEPS, IMAGES = "steps", "images"  # the kinds of work
 
 
@@ -61,7 +62,7 @@ class Training:
     def ingredients(self) -> dict[str, Any]:
         """All settings that the result depends on; the model and the photos are told apart by their contents."""
         config = self.config
-        data = replace(config.data, train_data_dir=Path(), dataloader_num_workers=0)
+        data = replace(config.data, train_data_dir=Path(), masks_dir=None, dataloader_num_workers=0)
         return {
             "checkpoints": self.checkpoints,
             "concept_dtype": config.log.concept_dtype,
@@ -74,7 +75,8 @@ class Training:
 @dataclass(frozen=True)
 class Drawing:
     """Images of a trained concept after `step` steps, drawn and scored. Without a training, images of the
-    super-category word beside scores of the photos. truncation: units kept; bypass False: the textual bypass is off."""
+    super-category word beside scores of the photos. truncation: units kept; bypass False: the textual bypass is off;
+    variant: the name of the plan's entry that gives it these settings."""
 
     concept: ConceptSource
     images: ImageSet
@@ -82,6 +84,8 @@ class Drawing:
     step: int = 0
     truncation: int | None = None
     bypass: bool = True
+    variant: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -94,7 +98,8 @@ class Drawing:
             return f"word.{self.concept.name}"
         truncation = "" if self.truncation is None else f".truncation{self.truncation}"
         bypass = "" if self.bypass else ".bypass_off"
-        return f"{self.training.name.removesuffix('.train')}.step{self.step}{truncation}{bypass}"
+        variant = f".{self.variant}" if self.variant else ""
+        return f"{self.training.name.removesuffix('.train')}.step{self.step}{variant}{truncation}{bypass}"
 
 
 Task: TypeAlias = "Training | Drawing"
@@ -110,12 +115,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Contents:
-    """Hashes of the files that results depend on: the base model, the metric model, each concept's pictures."""
+    """Hashes of the files that results depend on: the base model, the metric model, every folder of pictures."""
 
     model: str
     metric_model: str
-    photos: Mapping[str, str]
-    compared: str = ""  # of references and masks
+    folders: Mapping[Path, str]  # of photos to learn from, and of masks
+    compared: str = ""  # of all that images are compared with
 
 
 class Plan:
@@ -139,14 +144,19 @@ class Plan:
         return tasks
 
     def main(self, chosen: Mapping[str, Choice]) -> list[Task]:
-        """Every method as chosen on every concept and seed, with all that the claims are tested on; and the words."""
+        """The words, and every method as chosen on every concept and seed, with all that the claims are tested on.
+
+        Method by method, so that what stands first in a plan is finished first, on all concepts.
+        """
         config = self.config
         tasks: list[Task] = [Drawing(concept, self.full) for concept in config.concept_sources]
-        for concept in config.concept_sources:
+        for seed in config.train_seeds:
             for method in config.method_plans:
                 rate, step = chosen[method.name].rate, chosen[method.name].step
-                checkpoints = method.steps if method.name in CURVES else (step,)
-                for seed in config.train_seeds:
+                others = [drawn for drawn in config.drawn_plans if drawn.method == method.name]
+                saves_all = method.name in CURVES or any(drawn.step for drawn in others)
+                checkpoints = method.steps if saves_all else (step,)
+                for concept in config.concept_sources:
                     training = self._training(MAIN, method, concept, seed, rate, checkpoints)
                     whole = Drawing(concept, self.full, training, step)
                     tasks += [training, whole]
@@ -156,10 +166,20 @@ class Plan:
                         tasks += [replace(whole, truncation=kept) for kept in config.truncations]
                     if method.name in WITHOUT_BYPASS:
                         tasks.append(replace(whole, bypass=False))
+                    tasks += [
+                        replace(
+                            whole,
+                            variant=drawn.name,
+                            settings=drawn.settings,
+                            truncation=drawn.truncation,
+                            step=drawn.step or step,
+                        )
+                        for drawn in others
+                    ]
         return tasks
 
     def longest(self) -> dict[str, Choice]:
-        """What the search may choose at worst, for an estimate of the time before it."""
+        """What the search may choose at worst, for an estimate of the time before it; all there is without a search."""
         return {method.name: Choice(method.rates[0], method.steps[-1]) for method in self.config.method_plans}
 
     def possible_names(self) -> set[str]:
@@ -182,11 +202,10 @@ class Plan:
     def _ingredients(self, task: Task) -> list[object]:
         contents = self._known_contents()
         if isinstance(task, Training):
-            return [contents.model, contents.photos[task.concept.name], task.ingredients]
+            return [contents.model, *(contents.folders[folder] for folder in learned_from(task)), task.ingredients]
         images = [task.images.prompts, task.images.seeds]
         rules = [self.config.placeholder, self.config.resizing, task.concept.super_category, contents.metric_model]
-        compared = [task.concept.name, dict(contents.photos), contents.compared]  # with all concepts: whose image is it
-        return [self.images_key(task), images, rules, compared]
+        return [self.images_key(task), images, rules, task.concept.name, contents.compared]
 
     def images_key(self, drawing: Drawing) -> str:
         """A hash of all that decides a drawing's images but prompt and seed."""
@@ -194,7 +213,7 @@ class Plan:
         sampling = [config.num_denoising_steps, config.guidance_scale, config.scheduler, config.torch_dtype]
         what: list[object] = [drawing.concept.super_category, self._known_contents().model]
         if drawing.training is not None:
-            what = [self.key(drawing.training), drawing.step, drawing.truncation, drawing.bypass]
+            what = [self.key(drawing.training), drawing.step, drawing.truncation, drawing.bypass, *drawing.settings]
         return json_hash([what, sampling])
 
     def _known_contents(self) -> Contents:
@@ -212,7 +231,6 @@ class Plan:
         checkpoints: tuple[int, ...],
     ) -> Training:
         settings = {
-            "data.train_data_dir": concept.folder,
             "data.placeholder_token": f"<{concept.name}>",
             "data.super_category_token": concept.super_category,
             "eval.validation_prompts": "null",
@@ -222,7 +240,9 @@ class Plan:
             "log.report_to": "none",
         }
         own = [f"--{key}={value}" for key, value in settings.items()]
-        arguments = ("--config_path", str(self.config.train_config), *method.arguments, *own)
+        photos = f"--data.train_data_dir={concept.folder}"  # a method's own arguments may name others
+        arguments = ("--config_path", str(self.config.train_config), photos, *method.arguments, *own)
+        arguments = tuple(argument.replace(CONCEPT, concept.name) for argument in arguments)
         return Training(stage, method.name, concept, seed, rate, checkpoints, arguments)
 
 
@@ -231,6 +251,12 @@ def work_of(task: Task) -> tuple[str, float]:
     if isinstance(task, Training):
         return STEPS, task.checkpoints[-1]
     return IMAGES, len(task.images.prompts) * len(task.images.seeds)
+
+
+def learned_from(training: Training) -> list[Path]:
+    """The folders of its photos and masks."""
+    data = training.config.data
+    return [folder for folder in (data.train_data_dir, data.masks_dir) if folder is not None]
 
 
 def with_needed(jobs: Sequence[Job], among: Sequence[Job]) -> list[Job]:

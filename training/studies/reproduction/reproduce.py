@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ....models.backbone.loading import model_hash
 from ....utils.devices import describe_machine
@@ -19,24 +19,34 @@ from ...evaluation.config import folders_by_concept
 from ...evaluation.plot import write_plot
 from ...evaluation.report import CSV, JSON, Report, bootstrap_protocol
 from ...evaluation.rows import Kind
+from ...evaluation.scores import IMAGE, REFERENCE
 from ...jobs.config import open_pool
 from ...jobs.job import Job, Results, matching
 from ...jobs.pools import Pool
 from ...jobs.run import run_jobs
 from ..page import save_jpeg
 from .check import check_plan, seconds_per
-from .claims import Claims
+from .claims import UNTESTED, Claims
 from .config import ReproductionConfig
-from .measurements import BASE_ALONE, measurements, rows
-from .page.page import Outcome, render_page
+from .measurements import measurements, rows
+from .page.page import Outcome, render_pages, tables_page
 from .page.pictures import Grids, step_curves, write_steps_plot
 from .page.sizes import sd14_bytes
-from .plan import Choice, Contents, Training, with_needed
-from .selection import Bounds, Candidate, candidates, choose
+from .page.tables import COLUMNS
+from .plan import Contents, Plan, Training, learned_from, with_needed
+from .selection import Selection, candidates, choose
 from .work import Work, metric_model
 
-PLOTTED = ("neti", "no_nested_dropout", "xti", "textual_inversion", "no_bypass", BASE_ALONE.format("neti"), "compact")
-SHOWN_CONCEPTS = 3  # in the grids of methods
+PLOTTED = (
+    "neti",
+    "xti",
+    "textual_inversion",
+    "neti_key_lock",
+    "frozen_ground",
+    "frozen_ground_key_lock",
+    "many_places",
+)
+PLACES = "likeness to fresh photos, prompts of a place"
 MINIATURE = (
     "It is the bundled [miniature](miniature.md), a small model of a small world: a verdict here is a verdict on the "
     "miniature, and may be another on Stable Diffusion v1.4."
@@ -53,13 +63,16 @@ class Reproduction:
         self.config, self.show = config, show
         self.runs = check_plan(config)
         self.base = next(iter(self.runs.values()))
-        references, masks = folders_by_concept(config.references), folders_by_concept(config.masks)
-        model = self.base.model
+        compared = [folders_by_concept(config.references), folders_by_concept(config.masks)]
+        compared.append({source.name: source.folder for source in config.sources})
+        plan, model = Plan(config), self.base.model
+        trainings = [task for task in (*plan.search(), *plan.main(plan.longest())) if isinstance(task, Training)]
+        folders = {folder for training in trainings for folder in learned_from(training)}
         contents = Contents(
             model=model_hash(model.pretrained_model_name_or_path, model.revision),
             metric_model=metric_model(config, config.device).digest,
-            photos={source.name: folder_hash(source.folder) for source in config.sources},
-            compared=json_hash([{n: folder_hash(f) for n, f in each.items()} for each in (references, masks)]),
+            folders={folder: folder_hash(folder) for folder in folders},
+            compared=json_hash([{n: folder_hash(f) for n, f in each.items()} for each in compared]),
         )
         self.make_work = functools.partial(Work, config, contents, self.base)
         self.work = self.make_work(config.device)  # of this process, which looks at images and draws none
@@ -72,29 +85,36 @@ class Reproduction:
         command: what was called, for the page. Raises UserError, also when jobs failed, and Stopped.
         """
         config = self.config
+        search = self.plan.jobs(self.plan.search())
+        if config.report:
+            if any(not self.results.finished(job) for job in search):
+                raise UserError("report: the search is not finished; call without it first")
+            return self._write(command, search)
         with self.results.lock(), open_pool(config.jobs, config.device, self.make_work) as pool:
-            search = self.plan.jobs(self.plan.search())
             self._forget(search)
             if config.only and (wanted := matching(search, config.only)):
                 self._do(pool, with_needed(wanted, search))
                 return None
             self._do(pool, search, later=self.plan.jobs(self.plan.main(self.plan.longest())))
-            bounds, tried = candidates(self.results, search)
-            chosen = choose(tried)
-            if lost := [method for method in self.runs if method not in chosen]:
-                raise UserError(f"methods: every training of {', '.join(lost)} diverged; give lower learning rates")
-            for method, choice in chosen.items():
-                self.show(f"chosen for {method}: learning rate {choice.rate:g}, {choice.step} steps")
-            main = self.plan.jobs(self.plan.main(chosen))
+            main = self.plan.jobs(self.plan.main(self._choose(search).chosen))
             self._forget(main)
             wanted = matching(main, config.only) if config.only else main
             if not wanted:
                 raise UserError(f"only = {config.only!r} matches no job of the settings that were chosen")
             self._do(pool, with_needed(wanted, main))
-        if config.only:
-            return None
-        self._write(command, search, main, chosen, bounds, tried)
-        return config.page
+        return None if config.only else self._write(command, search)
+
+    def _choose(self, search: Sequence[Job]) -> Selection:
+        """What the search chose; without one, all there is."""
+        if not search:
+            return Selection(self.plan.longest())
+        bounds, tried = candidates(self.results, search)
+        chosen = choose(tried)
+        if lost := [method for method in self.runs if method not in chosen]:
+            raise UserError(f"methods: every training of {', '.join(lost)} diverged; give lower learning rates")
+        for method, choice in chosen.items():
+            self.show(f"chosen for {method}: learning rate {choice.rate:g}, {choice.step} steps")
+        return Selection(chosen, bounds, tried)
 
     def _forget(self, jobs: Sequence[Job]) -> None:
         for job in matching(jobs, self.config.redo) if self.config.redo else ():
@@ -119,67 +139,64 @@ class Reproduction:
                 "done, and the same command goes on"
             )
 
-    def _write(
-        self,
-        command: str,
-        search: Sequence[Job],
-        main: Sequence[Job],
-        chosen: dict[str, Choice],
-        bounds: Bounds,
-        tried: Sequence[Candidate],
-    ) -> None:
-        """The page, its pictures, and in work_dir all numbers."""
-        config = self.config
+    def _write(self, command: str, search: Sequence[Job]) -> Path:
+        """The page, its pictures, and in work_dir all numbers, of the jobs that are finished."""
+        config, selected = self.config, self._choose(search)
+        planned = self.plan.jobs(self.plan.main(selected.chosen))
+        main = [job for job in planned if self.results.finished(job)]
         bootstrap = Bootstrap(config.bootstrap_samples, config.bootstrap_seed)
         measured, photos = measurements(self.results, main)
+        if not measured.methods:
+            raise UserError("report: no method's images are finished yet; call without it first")
         report = Report(self._protocol(bootstrap), {}, rows(measured, photos, bootstrap), [])
+        likenesses = [REFERENCE, IMAGE] if config.references else [IMAGE]
+        claims = {COLUMNS[metric]: Claims(measured, bootstrap, metric) for metric in likenesses}
+        deciding = next(iter(claims.values()))
+        if config.place_prompts:
+            of_places, _ = measurements(self.results, main, config.place_prompts)
+            claims[PLACES] = Claims(of_places, bootstrap, deciding.likeness)
+        pictures, stem = config.page.parent / "images", config.page.stem
         outcome = Outcome(
-            chosen=chosen,
-            candidates=tried,
-            bounds=bounds,
+            selected=selected,
             measured=measured,
             rows=report.headline,
-            claims=Claims(measured, bootstrap).all(),
+            claims=claims,
             sizes=self._sizes(main),
             protocol=report.protocol,
             machine=describe_machine(),
             hours=sum(self.results.record(job)["seconds"] for job in [*search, *main]) / 3600,
+            left=len(planned) - len(main),
+            grids=self._draw_grids(Grids(self.work, main), deciding, pictures),
         )
         report.write_json(config.work_dir / JSON)
         report.write_csv(config.work_dir / CSV)
-        claims = [{**asdict(claim), "verdict": claim.verdict} for claim in outcome.claims]
-        searched = {"bounds": asdict(bounds), "tried": [asdict(each) for each in tried]}
-        write_json({"claims": claims, "search": searched}, config.work_dir / "claims.json")
+        found = {by: [{**asdict(each), "verdict": each.verdict} for each in c.all()] for by, c in claims.items()}
+        write_json({"claims": found, "search": asdict(selected)}, config.work_dir / "claims.json")
 
-        pictures, stem = config.page.parent / "images", config.page.stem
         plotted = [row for row in report.rows if row.kind is Kind.bound or row.method in PLOTTED]
-        write_plot(Report(report.protocol, {}, plotted, []), pictures / f"{stem}_curve.png")
-        write_steps_plot(step_curves(measured, bootstrap), pictures / f"{stem}_steps.png")
-        shown = self._draw_grids(Grids(self.work, main), outcome, pictures)
+        write_plot(Report(report.protocol, {}, plotted, []), pictures / f"{stem}_curve.png", deciding.likeness)
+        write_steps_plot(step_curves(deciding), pictures / f"{stem}_steps.png")
         about = MINIATURE if self.base.model.pretrained_model_name_or_path == "miniature" else ""
-        page = render_page(config, outcome, command, about, shown)
-        write_atomically(config.page, lambda file: file.write(page.encode()))
+        pages = render_pages(config, outcome, command, about)
+        for path, text in zip((config.page, tables_page(config)), pages, strict=True):
+            write_atomically(path, functools.partial(_write_text, text))
+        return config.page
 
-    def _draw_grids(self, grids: Grids, outcome: Outcome, folder: Path) -> list[tuple[str, str]]:
-        """Write the picture grids; returns their titles and file names."""
-        measured, sources, stem = outcome.measured, self.config.concept_sources, self.config.page.stem
-        drawn = {f"The methods: {s.name}": grids.methods(s, measured.methods) for s in sources[:SHOWN_CONCEPTS]}
-        if any(measured.truncations(method) for method in measured.methods):
-            drawn[f"Truncations: {sources[0].name}"] = grids.truncations(sources[0], measured)
-        if any(measured.steps(method) for method in measured.methods):
-            drawn[f"Training steps: {sources[0].name}"] = grids.steps(sources[0], measured)
-        files = []
-        for number, (title, grid) in enumerate(drawn.items()):
-            files.append((title, f"{stem}_{number}.jpg"))
-            save_jpeg(grid, folder / files[-1][1])
+    def _draw_grids(self, grids: Grids, claims: Claims, folder: Path) -> dict[str, str]:
+        """Write the picture of every claim that has one; returns letter -> file name."""
+        files = {}
+        for claim in claims.all():
+            if claim.verdict != UNTESTED and (grid := grids.grid(claim.shows)) is not None:
+                files[claim.letter] = f"{self.config.page.stem}_{claim.letter}.jpg"
+                save_jpeg(grid, folder / files[claim.letter])
         return files
 
     def _sizes(self, main: Sequence[Job]) -> dict[str, tuple[int, int]]:
-        """Method -> (numbers it trains here, bytes of its file on SD v1.4)."""
+        """Method -> (numbers it trains here, bytes of its file on SD v1.4), of those that were trained."""
         trained = {job.task.method: job for job in main if isinstance(job.task, Training)}
         return {
-            method: (self.results.result(trained[method])["parameters"], sd14_bytes(run))
-            for method, run in self.runs.items()
+            method: (self.results.result(job)["parameters"], sd14_bytes(self.runs[method]))
+            for method, job in trained.items()
         }
 
     def _protocol(self, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -201,6 +218,10 @@ class Reproduction:
             "judge_revision": config.judge_revision,
             **bootstrap_protocol(bootstrap),
         }
+
+
+def _write_text(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
 
 
 def _shown_name(base: RunConfig) -> str:

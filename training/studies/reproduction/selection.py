@@ -8,7 +8,7 @@ similarity 0 is the photos and 1 the word. A pair that is better than both zeros
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,15 @@ class Candidate:
     image: float | None = None
     text: float | None = None
     score: float | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Method -> what it is compared with; and, where there was a search, its bounds and all that was tried."""
+
+    chosen: Mapping[str, Choice]
+    bounds: Bounds | None = None
+    tried: Sequence[Candidate] = ()
 
 
 def candidates(results: Results, jobs: Sequence[Job]) -> tuple[Bounds, list[Candidate]]:

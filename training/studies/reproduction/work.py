@@ -89,6 +89,7 @@ class Work:
             concept=concept,
             placeholder=f"<{task.concept.name}>" if concept else "",
             torch_dtype=config.torch_dtype.value,
+            settings=dict(task.settings) or None,
             word=None if concept else task.concept.super_category,
         )
         return {p: [replace(common, prompt=p, seed=s) for s in task.images.seeds] for p in task.images.prompts}

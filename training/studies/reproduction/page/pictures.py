@@ -1,4 +1,4 @@
-"""The page's pictures: grids of generated images, and similarity against training steps."""
+"""The page's pictures: grids of generated images, and likeness against training steps."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ from PIL import Image
 from .....utils.files import write_atomically
 from .....utils.grid import labelled_grid
 from .....utils.images import load_image
-from .....utils.statistics import Bootstrap, Estimate
+from .....utils.statistics import Estimate
 from ....data.photos import find_images
 from ....evaluation.config import ConceptSource
 from ....evaluation.plot import COLOURS, INK, MARKERS, SOFT_INK
-from ....evaluation.scores import IMAGE
 from ....jobs.job import Job
-from ..measurements import WORD, Condition, Measurements, condition_of
-from ..plan import CURVES, TRUNCATED, Drawing
+from ..claims import Claims
+from ..measurements import Condition, condition_of
+from ..plan import CURVES, SHORT, Drawing
 from ..work import Work
 
 TILE = 96  # pixels at which an image is shown
-COLUMNS = 6
+COLUMNS = 5
+SHOWN_PROMPTS = (  # where photos, style and place can be told apart; plans without them show their first prompts
+    "A photo of a {}",
+    "A photo of {} in the jungle",
+    "A photo of {} on a beach",
+    "A painting of {} in the style of Monet",
+    "App icon of {}",
+)
 
 
 class Grids:
-    """Labelled grids of the images of the first seed. jobs: the main ones, done."""
+    """Labelled grids of the images of the first seed. jobs: the main ones that are done."""
 
     def __init__(self, work: Work, jobs: Sequence[Job]) -> None:
         self.work = work
@@ -37,44 +44,33 @@ class Grids:
             if drawing.training is None or drawing.training.seed == seed
         }
 
-    def methods(self, concept: ConceptSource, names: Sequence[str]) -> Image.Image:
-        """Methods down, prompts across; the photos on top, the super-category word at the bottom."""
-        conditions = {name: Condition(name) for name in names} | {"the word alone": WORD}
-        return self._grid(concept, conditions, self.work.config.prompts[:COLUMNS])
+    def grid(self, shows: Mapping[str, Condition]) -> Image.Image | None:
+        """Conditions down, the photos on top, prompts across; of the first concept that has all of which there is any.
 
-    def truncations(self, concept: ConceptSource, measured: Measurements) -> Image.Image:
-        """The truncations of the methods that have some down, prompts across."""
-        rows = {
-            f"{method}, {'all' if c.truncation is None else c.truncation} units": c
-            for method in TRUNCATED
-            for c in reversed(measured.slider(method))
-            if measured.has(c)
-        }
-        return self._grid(concept, rows, self.work.config.prompts[:COLUMNS])
+        None without such a concept.
+        """
+        known = {condition for _, condition in self.drawings}
+        wanted = {label: condition for label, condition in shows.items() if condition in known}
+        for concept in self.work.config.concept_sources if wanted else ():
+            if all((concept.name, condition) in self.drawings for condition in wanted.values()):
+                return self._grid(concept, {label: self.drawings[concept.name, c] for label, c in wanted.items()})
+        return None
 
-    def steps(self, concept: ConceptSource, measured: Measurements) -> Image.Image:
-        """Methods down, steps across, the first prompt of the short set."""
-        columns = sorted({step for method in CURVES for step in measured.steps(method)})
-        prompt = self.work.config.short_prompts[0]
-        rows = {method: measured.steps(method) for method in CURVES if measured.steps(method)}
-        tiles = [
-            [self._tile(concept, Condition(m, step), prompt) if step in steps else _blank() for step in columns]
-            for m, steps in rows.items()
-        ]
-        return labelled_grid(tiles, list(rows), [f"{step} steps" for step in columns], f"{concept.name}: {prompt}")
+    def _grid(self, concept: ConceptSource, drawings: Mapping[str, Drawing]) -> Image.Image:
+        short = any(drawing.images.name == SHORT for drawing in drawings.values())
+        prompts = self.work.config.short_prompts if short else self.work.config.prompts
+        wanted = [prompt for prompt in SHOWN_PROMPTS if prompt in prompts] or list(prompts[:COLUMNS])
+        photos = [_shown(path) for path in find_images(concept.folder)[0][: len(wanted)]]
+        tiles = [[self._tile(drawing, prompt) for prompt in wanted] for drawing in drawings.values()]
+        photos += [_blank()] * (len(wanted) - len(photos))
+        return labelled_grid([photos, *tiles], ["photos", *drawings], wanted, concept.name)
 
-    def _grid(self, concept: ConceptSource, rows: Mapping[str, Condition], prompts: Sequence[str]) -> Image.Image:
-        photos = [_shown(path) for path in find_images(concept.folder)[0][: len(prompts)]]
-        tiles = [[self._tile(concept, condition, prompt) for prompt in prompts] for condition in rows.values()]
-        return labelled_grid([photos, *tiles], ["photos", *rows], list(prompts), concept.name)
-
-    def _tile(self, concept: ConceptSource, condition: Condition, prompt: str) -> Image.Image:
-        drawing = self.drawings[concept.name, condition]
+    def _tile(self, drawing: Drawing, prompt: str) -> Image.Image:
         return _shown(self.work.gallery(drawing).path(self.work.recipes(drawing)[prompt][0]))
 
 
 def write_steps_plot(curves: Mapping[str, Mapping[int, Estimate]], path: Path) -> None:
-    """Image similarity against training steps, a line per method with its 95% intervals, as PNG."""
+    """Likeness against training steps, a line per method with its 95% intervals, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import; Agg draws without a screen
     from matplotlib.figure import Figure
 
@@ -88,7 +84,7 @@ def write_steps_plot(curves: Mapping[str, Mapping[int, Estimate]], path: Path) -
             low, high = ([getattr(estimate, end) for estimate in curve.values()] for end in ("low", "high"))
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set_xlabel("training steps", color=INK)
-    axes.set_ylabel("image similarity", color=INK)
+    axes.set_ylabel("likeness", color=INK)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=SOFT_INK)
@@ -96,16 +92,10 @@ def write_steps_plot(curves: Mapping[str, Mapping[int, Estimate]], path: Path) -
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
-def step_curves(measured: Measurements, bootstrap: Bootstrap) -> dict[str, dict[int, Estimate]]:
-    """Method -> steps -> image similarity over concepts, on the short set of images."""
-    return {
-        method: {
-            step: bootstrap.over_groups(measured.tables([Condition(method, step)], [IMAGE]), lambda means: means[0, 0])
-            for step in measured.steps(method)
-        }
-        for method in CURVES
-        if measured.steps(method)
-    }
+def step_curves(claims: Claims) -> dict[str, dict[int, Estimate]]:
+    """Method -> steps -> likeness over concepts, on the short set of images."""
+    found = {m: {s: claims.mean(Condition(m, s)) for s in claims.measured.steps(m)} for m in CURVES}
+    return {m: {s: estimate for s, estimate in curve.items() if estimate} for m, curve in found.items() if curve}
 
 
 def _shown(path: Path) -> Image.Image:
