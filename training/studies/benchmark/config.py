@@ -19,9 +19,11 @@ class Subject(Choice):
 
 
 class Section(Choice):
-    """Groups of rows. arithmetic is about sd14; startup and numerics run the miniature through the real commands."""
+    """Groups of rows. arithmetic is about sd14, families sets SDXL beside it; startup and numerics run the miniature
+    through the real commands."""
 
     arithmetic = "arithmetic"
+    families = "families"
     training = "training"
     variants = "variants"
     sampling = "sampling"
@@ -48,7 +50,7 @@ class BenchmarkConfig(Config):
     name: str = "cpu"
     # miniature, sd14 or both
     models: tuple[Subject, ...] = (Subject.miniature,)
-    # Groups of rows: arithmetic, training, variants, sampling, perfusion, scaling, memory, startup, numerics
+    # Groups of rows: arithmetic, families, training, variants, sampling, perfusion, scaling, memory, startup, numerics
     sections: tuple[Section, ...] = tuple(Section)
     # Side of the images in pixels; unset: the model's own
     resolution: Optional[int] = setting(None, at_least=16, at_most=4096)

@@ -18,7 +18,7 @@ from ....utils.errors import UserError
 from ....utils.files import write_json
 from ...config.run import RunConfig
 from ..page import measured_part, replace_chapter
-from .arithmetic import arithmetic_rows
+from .arithmetic import arithmetic_rows, family_rows
 from .commands import Commands, numerics_rows, process_rows, startup_rows
 from .config import BenchmarkConfig, Dtype, Section, Subject
 from .images import sampling_rows, seed_rows
@@ -64,6 +64,8 @@ def _check(config: BenchmarkConfig, page: Path) -> None:
 def _measure(config: BenchmarkConfig, commands: Commands, folder: Path) -> Iterator[tuple[str, list[Row]]]:
     if Section.arithmetic in config.sections:
         yield "sd14: arithmetic", arithmetic_rows(config)
+    if Section.families in config.sections:
+        yield "families: a training step of 1", family_rows(config)
     for subject in config.models:
         if OF_MODEL & set(config.sections):
             yield from _of_model(config, subject, folder / str(subject))
