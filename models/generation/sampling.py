@@ -272,7 +272,7 @@ def make_scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
     except ValueError as error:
         raise UserError(f"steps {config.steps}: {config.scheduler} takes fewer ({first_line(error)})") from error
     last = own.config["num_train_timesteps"] - 1
-    if scheduler.timesteps.max() > last or 1 < config.steps == (scheduler.timesteps <= 1).sum():
+    if scheduler.timesteps.max() > last or (config.steps > 1 and scheduler.timesteps.max() <= 1):
         raise UserError(
             f"steps {config.steps}: the timesteps of {backbone.name} go up to {last}, and scheduler {config.scheduler} "
             f"would pass them; ask for {last // 2} or fewer"
