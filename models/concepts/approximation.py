@@ -71,6 +71,11 @@ def what_varies(concept: Concept) -> tuple[bool, bool]:
     Raises UserError for a concept that is more than words: no embedding can stand for what it does to the attention.
     """
     vectors = concept.method.vectors(torch.tensor([0, NUM_TIMESTEPS - 1]))
+    if word := concept.method.key_word:
+        raise UserError(
+            f"concept {concept.placeholder}: the attention's keys come from {word!r} (key_lock), which no embedding "
+            "can tell; share the concept file itself"
+        )
     if concept.method.projection() is not None or vectors.key_words is not None or vectors.image is not None:
         raise UserError(
             f"concept {concept.placeholder}: a concept of method '{concept.method.name}' edits the attention layers, "

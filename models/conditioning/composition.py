@@ -80,6 +80,10 @@ class Mixture(nn.Module):
             raise UserError("a concept that edits the attention cannot take turns with others; use it alone")
         if len({rule.concept.positions for rule in rules}) != 1:
             raise UserError("a mixture needs concepts of equally many vectors")
+        words = list(dict.fromkeys(rule.concept.key_word for rule in rules))
+        if len(words) > 1:
+            named = ", ".join(word or "the concept itself" for word in words)
+            raise UserError(f"a mixture needs concepts whose keys come from the same word (key_lock), not from {named}")
 
     def vectors(self, timesteps: Tensor, truncation: int | None = None) -> ConceptVectors:
         """As `Method.vectors` at `timesteps` [B]; `truncation` is for the rules without one of their own.
@@ -99,8 +103,13 @@ class Mixture(nn.Module):
             bypass = torch.where(here, 0.0 if one.bypass is None else one.bypass, bypass)
             alpha = torch.where(here, 0.0 if one.bypass is None else one.bypass_alpha, alpha)
         if all(one.bypass is None for one in each):
-            return ConceptVectors(words)
-        return ConceptVectors(words, bypass, alpha)
+            return ConceptVectors(words, key_words=self.key_word)
+        return ConceptVectors(words, bypass, alpha, key_words=self.key_word)
+
+    @property
+    def key_word(self) -> str | None:
+        """As `Method.key_word`, the same for all rules."""
+        return self.rules[0].concept.key_word
 
     def check_truncation(self, truncation: int | None) -> None:
         """Raise UserError if a rule would have to keep `truncation` units and its concept cannot."""

@@ -31,13 +31,15 @@ class Start:
 
     embedding [D]: token embedding of the super-category word, in float32 on the CPU. generator: CPU generator of all
     initial values, so that a seed fixes them. word: the super-category word. backbone: for methods that read the frozen
-    model's text encoder or weights; None where there is none.
+    model's text encoder or weights; None where there is none. is_encoded: `embedding` is not the word's but what an
+    encoder gave for the concept's photos, and the new concept is to stand for that, not only to be as long.
     """
 
     embedding: Tensor
     generator: torch.Generator | None = None
     word: str = ""
     backbone: Backbone | None = None
+    is_encoded: bool = False
 
 
 @dataclass(frozen=True)

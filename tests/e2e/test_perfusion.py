@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from load_script import load_script
 from training_runs import SCRIPT, arguments, assert_same_bits, make_config, start_process, tensors
 
 from neti.models.backbone.backbone import Backbone
@@ -155,8 +155,4 @@ def test_several_in_one_prompt(root: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def run_script(name: str, *words: object) -> int:
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.main([str(word) for word in words])
+    return load_script(name).main([str(word) for word in words])

@@ -527,7 +527,7 @@ def test_settings_of_neti_are_not_ignored_by_other_methods(method: MethodName) -
         "use_layer": False,
     }
     common = {"pretrained_model_name_or_path", "revision", "mapper_checkpoint_path", "method", *METHOD_GROUPS}
-    common |= {"num_vectors", "key_lock"}  # of some of the others too
+    common |= {"num_vectors", "key_lock", "start_from", "encoder"}  # of some of the others too
     assert changes.keys() | common == {field.name for field in dataclasses.fields(ModelConfig)}, "none is forgotten"
     for key, value in changes.items():
         (line,) = ModelConfig(method=method, **{key: value}).problems()  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ def test_a_concept_refuses_another_encoder(tiny_backbone, tiny_backbone_folder, 
     encoder_file.rename(tmp_path / "moved")
     method = Concept.load(tmp_path / "concept.safetensors").method
     assert isinstance(method, ELITE)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="neither here nor beside the concept"):
         method.projection()
     method.settings = ELITESettings(encoder=str(tmp_path / "other"))
     with pytest.raises(UserError, match="another encoder than the one"):

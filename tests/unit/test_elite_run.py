@@ -81,6 +81,13 @@ def test_both_stages_and_a_resumed_run(command, tiny_backbone, tmp_path, capsys)
     assert all(torch.equal(tensor, both[name]) for name, tensor in whole.items())
     assert sum(name.startswith("local.") for name in both) == 132
 
+    further = [f"--model.encoder={runs / 'patches' / 'encoder-steps-4.safetensors'}", "--optim.effective_lr=1e-9"]
+    for stage in ("global", "local"):  # from there, not from the beginning
+        assert launch(command(stage, f"further-{stage}", *further)) == 0
+        again = mappers(runs / f"further-{stage}" / "encoder-steps-4.safetensors", frame)
+        assert all(torch.allclose(tensor, again[name], atol=1e-6) for name, tensor in both.items() if name in again)
+        assert not all(torch.equal(tensor, again[name]) for name, tensor in both.items() if name.startswith(stage))
+
 
 def test_a_vision_tower_that_learns_is_saved_with_the_encoder(command, tiny_backbone, tmp_path):
     assert launch(command("global", "joint", "--optim.vision_lr=1e-3", "--optim.max_train_steps=1")) == 0
@@ -105,7 +112,8 @@ def test_new_mappers_start_at_the_length_of_the_text_they_stand_for(command, tin
         return torch.linalg.vector_norm(vectors, dim=-1).mean().item()
 
     config = command("global", "start")
-    encoder = make_encoder(config, tiny_backbone)
+    encoder, is_new = make_encoder(config, tiny_backbone)
+    assert is_new
     samples = make_samples(config, encoder)
     scale_to_text(encoder, samples, tiny_backbone, GLOBAL)
     words = encoder.words(torch.stack([samples[number].image for number in range(16)]))
@@ -124,9 +132,9 @@ def test_new_mappers_start_at_the_length_of_the_text_they_stand_for(command, tin
     ("stage", "option", "message"),
     [
         ("local", "", "model.encoder is needed by stage local"),
-        ("global", "--model.encoder=x", "model.encoder belongs to stage local"),
         ("global", "--data.other_scene=0.5", "belong to the miniature's world"),
         ("local", "--optim.vision_lr=1", "optim.vision_lr belongs to stage global"),
+        ("global", "--optim.name_target=1", "need stage global and the miniature.s world"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line(command, stage, option, message):

@@ -159,6 +159,8 @@ def test_the_world_shows_a_thing_as_it_is_or_elsewhere(stage):
         batch = collate([(number, samples[number]) for number in range(start, start + 4)])  # one kind per batch
         kinds.add(batch.words)
         assert all(text.count("{}") == 1 for text in batch.texts)
+        names = [*World.create("cpu").categories["car"], "car"]
+        assert all(noun.endswith(tuple(names)) for noun in batch.nouns)
         assert batch.mask.mean((1, 2, 3)).min() > 0.02
         if stage is GLOBAL:  # there the object is shown as it was drawn
             assert torch.equal(batch.target, batch.object * 2 - 1) == (batch.words == 5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_elite import tiny_encoder
@@ -14,7 +16,7 @@ from neti.models.conditioning.tokens import tokenize
 from neti.models.methods.elite.encoder import Encoder
 from neti.models.methods.elite.projection import ELITEProjection
 from neti.training.elite.config import GLOBAL, LOCAL, Stage
-from neti.training.elite.objective import EncoderObjective, Noised
+from neti.training.elite.objective import EncoderObjective, Noised, states_distance
 from neti.training.elite.samples import Collated
 
 
@@ -40,6 +42,7 @@ def noised(words: int, batch: int = 2) -> Noised:
         words=words,
         numbers=list(range(batch)),
         skipped=0,
+        nouns=["red mug", "plain old teddy"][:batch],
     )
     latents, noise = torch.randn(2, batch, 4, 8, 8)
     return Noised(samples, latents, noise, torch.tensor([10, 700][:batch]))
@@ -164,3 +167,39 @@ def test_noise_emphasis_leaves_the_mean_weight_at_one(tiny_backbone, encoder):
     weights = objective(encoder, tiny_backbone, GLOBAL, noise_emphasis=0.5).weights
     assert weights.mean() == pytest.approx(1) and weights[900] > weights[100]
     assert torch.equal(objective(encoder, tiny_backbone, GLOBAL).weights, torch.ones(1000))
+
+
+def test_the_name_is_the_target_of_w0(tiny_backbone, encoder):
+    """With the name's own prediction as the whole target, only what w0 says otherwise is an error."""
+    batch, settings = noised(words=1), {"regularisation": 0.0, "name_target": 1.0}
+    aim = objective(encoder, tiny_backbone, GLOBAL, **settings)
+    named = [text.replace("{}", noun) for text, noun in zip(batch.samples.texts, batch.samples.nouns, strict=True)]
+    with torch.no_grad():
+        noisy = aim.diffusion.add_noise(batch.latents, batch.noise, batch.timesteps)
+        conditioning = plain_condition(tiny_backbone.text, named, tiny_backbone.frame)
+        wanted = Denoiser(tiny_backbone)(noisy, batch.timesteps, conditioning)
+    batch = replace(batch, noise=batch.noise.clone())
+    plain = objective(encoder, tiny_backbone, GLOBAL, regularisation=0.0)
+    plain._target = lambda _: wanted
+    torch.testing.assert_close(aim(batch), plain(batch))
+    assert aim(batch) < objective(encoder, tiny_backbone, GLOBAL, regularisation=0.0)(batch)
+
+
+def test_states_are_compared_with_those_of_a_longer_name():
+    own, named = torch.randn(2, 2, 6, 3)
+    start, lengths = torch.tensor([1, 2]), torch.tensor([3, 1])
+    named[0, 3:] = own[0, 1:4]  # three tokens: the last stands two further on, and so does what follows
+    named[1, 2:] = 2 * own[1, 2:]
+    assert states_distance(own, named, start, lengths).abs() < 1e-6
+    named[0, 3] = -own[0, 1]
+    assert states_distance(own, named, start, lengths) == pytest.approx(1.0)  # 2, in one of two samples
+    named[0, 3], named[1, 4] = own[0, 1], -own[1, 4]
+    assert states_distance(own, named, start, lengths) == pytest.approx(2 / 5)  # one of 2 + 3 tokens behind
+
+
+def test_the_names_states_weigh_as_said(tiny_backbone, encoder):
+    losses = [objective(encoder, tiny_backbone, GLOBAL, name_states=w)(noised(words=1)) for w in (0.0, 1.0, 3.0)]
+    torch.testing.assert_close(losses[2] - losses[0], 3 * (losses[1] - losses[0]))
+    assert losses[1] > losses[0] + 0.01
+    five = [objective(encoder, tiny_backbone, GLOBAL, name_states=w)(noised(words=5)) for w in (0.0, 1.0)]
+    assert torch.equal(*five)  # where the other words stand too, w0 need not say it all

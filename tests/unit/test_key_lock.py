@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
+from neti.models.concepts.approximation import what_varies
 from neti.models.concepts.concept import Concept
+from neti.models.conditioning.composition import Mixture, Rule
 from neti.models.conditioning.conditioning import Conditioning, condition, plain_condition
 from neti.models.conditioning.tokens import tokenize
 from neti.models.methods import METHODS, Method, Start
@@ -18,6 +20,7 @@ from neti.training.coach.objective import Batch, Objective
 from neti.training.coach.plan import method_config
 from neti.training.config.options import MethodName
 from neti.training.config.run import ModelConfig
+from neti.utils.errors import UserError
 
 WORDS = ["neti", "xti", "textual_inversion"]
 PROMPT = "a photo of a {} and a dog"
@@ -92,6 +95,23 @@ def test_the_concept_knows_it_and_can_be_drawn_otherwise(tiny_backbone: Backbone
     assert loaded.drawn_with(key_lock=False).key_word is None
     plain = Concept(trained(tiny_backbone, name, key_lock=False), "<toy>", "teddy").method
     assert plain.key_word is None and plain.drawn_with(key_lock=True).key_word == "teddy"
+
+
+def test_concepts_that_take_turns_keep_the_lock(tiny_backbone: Backbone) -> None:
+    locked, other = (trained(tiny_backbone, "xti").eval() for _ in range(2))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.2)
+    taking_turns = Mixture([Rule(locked), Rule(other, timesteps=(0, 400))])
+    assert taking_turns.vectors(torch.tensor([500, 300])).key_words == "teddy"
+    with pytest.raises(UserError, match=r"from the same word \(key_lock\), not from teddy, the concept itself"):
+        Mixture([Rule(locked), Rule(other.drawn_with(key_lock=False))])
+
+
+def test_no_embedding_can_tell_it(tiny_backbone: Backbone) -> None:
+    concept = Concept(trained(tiny_backbone, "textual_inversion").eval(), "<toy>", "teddy")
+    with pytest.raises(UserError, match=r"keys come from 'teddy' \(key_lock\), which no embedding can tell"):
+        what_varies(concept)
 
 
 def test_perfusion_has_its_own_lock() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from load_script import load_script
 from perfusion_concepts import changed, denoise, make_perfusion
 from torch import nn
 
@@ -20,16 +19,6 @@ from neti.models.concepts.perfusion_files import convert_perfusion, read_covaria
 from neti.models.methods import Perfusion
 from neti.models.methods.perfusion.covariance import find_covariance
 from neti.utils.errors import UserError
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def lucidrains(method: Perfusion, order: Sequence[int]) -> dict[str, Any]:
@@ -95,9 +84,9 @@ def test_a_converted_concept_predicts_what_it_predicted(
     torch.save(lucidrains(method, orders[kind]), tmp_path / "toy.pt")
     words = ["convert", "--base_model", str(tiny_backbone_folder), "--placeholder", "<toy>"]
     words += [str(tmp_path / "toy.pt"), str(tmp_path / "toy.safetensors")]
-    assert script("concept").main(words) == 2, "nobody says what its super category is"
+    assert load_script("concept").main(words) == 2, "nobody says what its super category is"
     assert {path.name for path in tmp_path.iterdir()} == {"toy.pt"}
-    assert script("concept").main([*words, "--super_category", "teddy"]) == 0
+    assert load_script("concept").main([*words, "--super_category", "teddy"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"toy.pt", "toy.safetensors", "toy_covariance.safetensors"}
     find_covariance.cache_clear()
     loaded = Concept.load(tmp_path / "toy.safetensors", backbone=tiny_backbone)
@@ -120,7 +109,7 @@ def test_values_by_position_are_refused_by_name(
         str(tmp_path / "teddy.ckpt"),
         str(tmp_path / "a.safetensors"),
     ]
-    assert script("concept").main(words) == 2
+    assert load_script("concept").main(words) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert "a checkpoint of ChenDarYen's Perfusion code" in line and "train it from its photos" in line
     assert not (tmp_path / "a.safetensors").exists()
@@ -157,7 +146,7 @@ def test_covariances_of_other_tools_become_ours(
         assert read.belongs_to(tiny_backbone.text)
     output = tmp_path / "covariance.safetensors"
     words = ["--model", tiny_backbone_folder, "--convert", tmp_path / "C_inv.npy", "--output", output]
-    assert script("make_covariance").main([str(word) for word in words]) == 0
+    assert load_script("make_covariance").main([str(word) for word in words]) == 0
     torch.save(torch.eye(8), tmp_path / "small.pt")
     np.save(tmp_path / "objects.npy", np.array([print], dtype=object), allow_pickle=True)
     (tmp_path / "torn.npy").write_bytes((tmp_path / "C_inv.npy").read_bytes()[:500])

@@ -223,7 +223,7 @@ def test_concepts_and_seeds_that_are_not_finished_are_left_out() -> None:
 
 
 def test_what_was_not_measured_is_not_tested() -> None:
-    everything = claims({Condition("neti"): (0.8, 0.2)}).all()
+    everything = claims({Condition("neti"): (0.8, 0.2)}).all
     assert [claim.letter for claim in everything] == list("abcdefghijk")
     assert {claim.verdict for claim in everything} == {UNTESTED}
 

@@ -83,7 +83,10 @@ def _launch(config: RunConfig, accelerator: Accelerator, watcher: Watcher, backb
             check_unchanged(state, to_plain_dict(lasting), facts)
         parts = PLANNING_PARTS if config.dry_run else WEIGHTS
         device = torch.device("cpu") if config.dry_run else accelerator.device
-        setup = set_up(config, dataset, device=device, parts=parts, backbone=backbone)
+        encoded = state.facts.get(states.START) if state is not None else None
+        setup = set_up(config, dataset, device=device, parts=parts, backbone=backbone, encoded=encoded)
+        if setup.encoded is not None:
+            facts[states.START] = setup.encoded
         facts[states.WEIGHTS] = weight_checksums(setup.backbone)
         if state is not None:
             check_weights(state, facts[states.WEIGHTS])

@@ -20,8 +20,9 @@ from ...models.concepts.files import MAPPER_NAME, explicit_files
 from ...models.conditioning.prompts import SLOT, Prompt
 from ...models.conditioning.tokens import check_placeholder, tokenize
 from ...models.methods import METHODS, Method, Start
+from ...models.methods.elite.encode import mean_word
 from ...utils.errors import UserError
-from ..config.options import MaskSource, OutsideMask
+from ..config.options import MaskSource, OutsideMask, StartFrom
 from ..config.run import METHOD_GROUPS, ConceptDtype, MixedPrecision, ModelConfig, RunConfig
 from ..data.dataset import ConceptDataset
 
@@ -33,13 +34,17 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number ->
 
 @dataclass(frozen=True)
 class Setup:
-    """The parts of a run. first_step: 0, or the step of the concept that training starts from. notes: on the model."""
+    """The parts of a run. first_step: 0, or the step of the concept that training starts from.
+
+    encoded: the word that an encoder gave for the photos, if the concept starts at one. notes: on the model.
+    """
 
     dataset: ConceptDataset
     backbone: Backbone
     method: Method
     target_norm: float
     first_step: int
+    encoded: list[float] | None = None
     notes: Sequence[str] = ()
 
 
@@ -70,10 +75,12 @@ def set_up(
     device: torch.device,
     parts: Collection[str] = WEIGHTS,
     backbone: Backbone | None = None,
+    encoded: list[float] | None = None,
 ) -> Setup:
     """Load the model, create the concept, tokenise every text. `parts`: whose weights to load, see `Backbone`.
 
-    backbone: the model, where it is loaded already.
+    backbone: the model, where it is loaded already. encoded: the word a resumed run started at; the encoder that gave
+    it is not needed again.
     Raises UserError for whatever does not fit model or method: placeholder, super category, resolution, prompts,
     truncations, settings.
     """
@@ -95,6 +102,10 @@ def set_up(
             f"try {max(round(resolution / factor), 1) * factor}"
         )
     embedding = backbone.word_embedding(config.data.super_category_token, config.data.super_category_rule.value)
+    if config.model.start_from is StartFrom.elite:
+        if encoded is None:
+            encoded = mean_word(dataset.paths, config.model.encoder or "miniature", backbone.frame).tolist()
+        embedding = torch.tensor(encoded)
     method, first_step = _given_method(config, backbone) or (_new_method(config, dataset, backbone, embedding), 0)
     prompts = [Prompt.parse(prompt, placeholder).text for prompt in config.eval.validation_prompts or ()]
     tokenize(backbone.tokenizer, [*dataset.texts, *prompts], {SLOT: method.positions})
@@ -103,7 +114,7 @@ def set_up(
     for settings in config.eval.variants:
         method.drawn_with(**(settings or {}))
     target_norm = getattr(method.config, "target_norm", None) or float(embedding.norm())
-    return Setup(dataset, backbone, method, target_norm, first_step, notes)
+    return Setup(dataset, backbone, method, target_norm, first_step, encoded, notes)
 
 
 def _new_method(config: RunConfig, dataset: ConceptDataset, backbone: Backbone, embedding: Tensor) -> Method:
@@ -115,6 +126,7 @@ def _new_method(config: RunConfig, dataset: ConceptDataset, backbone: Backbone, 
             generator=torch.Generator().manual_seed(dataset.seed),
             word=config.data.super_category_token,
             backbone=backbone,
+            is_encoded=config.model.start_from is StartFrom.elite,
         ),
     )
 
@@ -239,6 +251,9 @@ def describe(config: RunConfig, setup: Setup, plan: RunPlan) -> str:
         "texts": f"{own_captions} images with captions; {len(setup.dataset.texts)} different texts in all",
         "concept": f"{data.placeholder_token}, a kind of {data.super_category_token}, norm {plan.target_norm:.4f}"
         + ", which gives it its keys" * config.model.key_lock,
+        "start": "the super category"
+        if setup.encoded is None
+        else "the word that ELITE's encoder gives for the photos",
         "method": f"{config.model.method}, {plan.trained_parameters:,} trained parameters; "
         f"a concept file takes about {plan.concept_bytes / 2**20:.2f} MiB",
         "steps": f"{plan.first_step} to {optim.max_train_steps}, {plan.samples_per_step} samples each: batch "

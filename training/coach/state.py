@@ -86,11 +86,13 @@ _FREE_KEYS = {
     "data.masks_dir",
     "data.dataloader_num_workers",
     "model.mapper_checkpoint_path",
+    "model.encoder",
     "optim.device",
     "optim.compile_unet",
     "optim.gradient_checkpointing",
 }
 _CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")  # with these, a run may be made longer
+START = "the word that the concept started at"  # a fact, numbers; only where an encoder gave it
 WEIGHTS = "the base model's weights"  # a fact, {part: checksum}; where it is known, the model's name is free
 
 

@@ -14,6 +14,13 @@ class MethodName(Choice):
     perfusion = "perfusion"
 
 
+class StartFrom(Choice):
+    """Where a new concept starts: at the super category's word, or at the one ELITE's encoder gives for its photos."""
+
+    word = "word"
+    elite = "elite"
+
+
 class Tracker(Choice):
     """Who is told the metrics, beside `metrics.jsonl`, which is always written; `all` is every tracker installed."""
 

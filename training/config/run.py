@@ -31,6 +31,7 @@ from .options import (
     MixedPrecision,
     NormRule,
     OutsideMask,
+    StartFrom,
     SuperCategoryRule,
     Templates,
     Tracker,
@@ -45,6 +46,8 @@ COMMON_MODEL_KEYS = (
     "mapper_checkpoint_path",
     "method",
     "num_vectors",
+    "start_from",
+    "encoder",
     "key_lock",
 )
 METHOD_GROUPS = ("perfusion",)  # methods whose keys are a group of their name; the other keys are neti's
@@ -228,6 +231,10 @@ class ModelConfig(Config):
     revision: Optional[str] = None
     # Start from this concept (.safetensors, or mapper-steps-N.pt of the public code) and go on counting from its step
     mapper_checkpoint_path: Optional[Path] = None
+    # word: start at the super category; elite: at the word that ELITE's encoder gives for the photos
+    start_from: StartFrom = StartFrom.word
+    # The encoder of start_from: elite, as scripts/encode.py takes it; unset: miniature
+    encoder: Optional[str] = None
     # neti, textual_inversion (one vector), xti (one vector per cross-attention layer) or perfusion (a rank-one edit)
     method: MethodName = MethodName.neti
     # joint: the public code's rescaling; base: the paper's, of the word half alone
@@ -256,6 +263,13 @@ class ModelConfig(Config):
                 f"model.method = {self.method} has no model.num_vectors; leave it out, or write model.method: "
                 "textual_inversion or xti"
             )
+        if self.start_from is StartFrom.elite:
+            if self.method is MethodName.perfusion:
+                lines.append("model.start_from = elite: perfusion starts at the super category; leave it out")
+            if self.mapper_checkpoint_path is not None:
+                lines.append("model.start_from and model.mapper_checkpoint_path are both given; a run has one start")
+        elif self.encoder is not None:
+            lines.append("model.encoder belongs to model.start_from: elite, which is not set; leave it out")
         if self.key_lock and self.method.value in METHOD_GROUPS:
             lines.append(
                 f"model.method = {self.method} locks keys as model.{self.method}.lock says; leave out model.key_lock"

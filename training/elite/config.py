@@ -58,9 +58,9 @@ class ModelConfig(Config):
     pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
     # Revision of the Hugging Face model: a branch, a tag or a commit
     revision: Optional[str] = None
-    # The CLIP vision tower: Hugging Face name or local folder
+    # The CLIP vision tower of a new encoder: Hugging Face name or local folder
     vision: str = "openai/clip-vit-large-patch14"
-    # The encoder that the first stage trained (which brings its vision tower), or official files; for stage local
+    # Encoder to go on from, with its vision tower, or official files. Stage local needs the one of stage global
     encoder: Optional[Path] = None
 
 
@@ -118,6 +118,10 @@ class OptimConfig(Config):
     noise_emphasis: float = setting(0.0, at_least=0, at_most=1)
     # Learning rate of the vision tower in stage global, as effective_lr; 0 keeps it frozen, as officially
     vision_lr: float = setting(0.0, at_least=0)
+    # World, stage global: share of the target that is the frozen model's own prediction for the thing's name, not noise
+    name_target: float = setting(0.0, at_least=0, at_most=1)
+    # World, stage global: weight of the distance between the text encoder's states for w0 and for the thing's name
+    name_states: float = setting(0.0, at_least=0)
     # constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial
     lr_scheduler: LRSchedule = LRSchedule.constant
     # Optimiser steps over which the learning rate rises from 0 (not for constant)
@@ -162,12 +166,13 @@ class EncoderConfig(Config):
         lines = []
         if self.stage is LOCAL and self.model.encoder is None:
             lines.append("model.encoder is needed by stage local: the file that stage global wrote")
-        if self.stage is GLOBAL and self.model.encoder is not None:
-            lines.append("model.encoder belongs to stage local; stage global begins anew")
         if self.stage is LOCAL and self.optim.vision_lr:
             lines.append("optim.vision_lr belongs to stage global; in stage local the vision tower is frozen")
         if self.stage is LOCAL and self.data.images is not None and self.data.masks is None:
             lines.append("data.masks is needed by stage local: the object's own shape, not its box")
+        named = self.optim.name_target or self.optim.name_states
+        if named and (self.stage is LOCAL or self.data.images is not None):
+            lines.append("optim.name_target and name_states need stage global and the miniature's world")
         if self.resume is not None and self.overwrite:
             lines.append("resume and overwrite exclude each other: one goes on with the run, the other deletes it")
         return lines

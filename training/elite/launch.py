@@ -74,9 +74,10 @@ def _launch(config: EncoderConfig, accelerator: Accelerator, watcher: Watcher) -
             dtype=DTYPES[config.optim.mixed_precision],
             device=accelerator.device,
         )
-        encoder = make_encoder(config, backbone)
+        encoder, is_new = make_encoder(config, backbone)
         samples = make_samples(config, encoder)
-        scale_to_text(encoder, samples, backbone, config.stage)
+        if is_new:
+            scale_to_text(encoder, samples, backbone, config.stage)
     watcher.note(describe(config, backbone, encoder, accelerator.num_processes))
     if config.dry_run:
         watcher.note("dry run: all checks passed, nothing was written")
@@ -115,22 +116,24 @@ def plain_settings(config: EncoderConfig) -> dict[str, Any]:
     return settings
 
 
-def make_encoder(config: EncoderConfig, backbone: Backbone) -> Encoder:
-    """The encoder as the stage begins: a new global mapper, or a finished one with a new local mapper."""
+def make_encoder(config: EncoderConfig, backbone: Backbone) -> tuple[Encoder, bool]:
+    """The encoder to train, and whether the mapper of this stage is new: random MLPs, and the U-Net's own matrices."""
     frame = backbone.frame
     torch.manual_seed(config.optim.seed)
-    if config.stage is GLOBAL:
-        vision = load_vision(config.model.vision)
-        is_of_hub = not Path(config.model.vision).is_dir() and not config.optim.vision_lr  # else it is stored too
-        tower = config.model.vision if is_of_hub else ""
-        encoder = Encoder(vision, GlobalMapper(frame.layers, vision.width, frame.text_width), tower=tower)
-        encoder.of_words.copy_from(backbone.unet, frame.layers)
-        return encoder
-    assert config.model.encoder is not None
-    encoder = load_encoder(config.model.encoder, frame, config.model.vision)
-    encoder.of_patches = LocalMapper(frame.layers, encoder.vision.width, frame.text_width)
-    encoder.of_patches.copy_from(backbone.unet, frame.layers)
-    return encoder
+    if config.model.encoder is not None:
+        encoder = load_encoder(config.model.encoder, frame, config.model.vision)
+        if config.optim.vision_lr:
+            encoder.tower = ""  # it will not be the hub's any more
+        if config.stage is GLOBAL or encoder.of_patches is not None:
+            return encoder, False
+        encoder.of_patches = LocalMapper(frame.layers, encoder.vision.width, frame.text_width)
+        encoder.of_patches.copy_from(backbone.unet, frame.layers)
+        return encoder, True
+    vision = load_vision(config.model.vision)
+    is_of_hub = not Path(config.model.vision).is_dir() and not config.optim.vision_lr  # else it is stored too
+    of_words = GlobalMapper(frame.layers, vision.width, frame.text_width)
+    of_words.copy_from(backbone.unet, frame.layers)
+    return Encoder(vision, of_words, tower=config.model.vision if is_of_hub else ""), True
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...models.backbone.backbone import Backbone
 from ...models.backbone.denoiser import Denoiser
-from ...models.conditioning.conditioning import ConceptVectors, condition
+from ...models.conditioning.conditioning import ConceptVectors, Conditioning, condition, plain_condition
 from ...models.conditioning.prompts import SLOT
 from ...models.conditioning.tokens import tokenize
 from ...models.methods.elite.encoder import Encoder, patch_mask
@@ -41,6 +41,7 @@ class EncoderObjective(nn.Module):
 
     Only what is trained is registered as a submodule, so that `parameters()` is exactly that.
     regularisation: the regulariser's weight. noise_emphasis: a sample's loss weighs snr ** -noise_emphasis (mean 1).
+    name_target, name_states: see `training.elite.config`; they need samples whose nouns are known.
     """
 
     def __init__(
@@ -51,16 +52,20 @@ class EncoderObjective(nn.Module):
         *,
         regularisation: float,
         noise_emphasis: float = 0.0,
+        name_target: float = 0.0,
+        name_states: float = 0.0,
         train_vision: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.stage, self.regularisation = stage, regularisation
+        self.name_target, self.name_states = name_target, name_states
         self.encoder, self.backbone = encoder, backbone  # plain objects: not registered
         self.mapper: GlobalMapper | LocalMapper = encoder.of_words
         if stage is LOCAL:
             assert encoder.of_patches is not None
             self.mapper = encoder.of_patches
+        self.mapper.requires_grad_(True)
         self.vision = encoder.vision if train_vision else None
         self.diffusion = DDPMScheduler.from_config(backbone.scheduler.config)
         if (target := self.diffusion.config["prediction_type"]) not in TARGETS:
@@ -80,6 +85,7 @@ class EncoderObjective(nn.Module):
         if gradient_checkpointing:
             backbone.text.enable_gradient_checkpointing()
         self.denoiser = Denoiser(backbone, self.projection, gradient_checkpointing=gradient_checkpointing)
+        self.frozen = Denoiser(backbone)
 
     @property
     def num_train_timesteps(self) -> int:
@@ -103,11 +109,23 @@ class EncoderObjective(nn.Module):
         self.projection.words = samples.words
         noisy = self.diffusion.add_noise(batch.latents, batch.noise, batch.timesteps)
         predicted = self.denoiser(noisy, batch.timesteps, conditioning)
-        error = F.mse_loss(predicted, self._target(batch), reduction="none")
+        target = self._target(batch)
+        if self.name_target or self.name_states:
+            named = self._named(samples)
+        if self.name_target:
+            with torch.no_grad():
+                target = torch.lerp(target, self.frozen(noisy, batch.timesteps, named), self.name_target)
+        error = F.mse_loss(predicted, target, reduction="none")
         valid = F.interpolate(samples.valid, error.shape[-2:], mode="area")
         weights = self.weights[batch.timesteps][:, None, None, None]
         if self.stage is GLOBAL:
-            return (weights * error).mean() + self.regularisation * words.abs().mean()
+            loss = (weights * error).mean() + self.regularisation * words.abs().mean()
+            if self.name_states and samples.words == 1:
+                ids = [backbone.tokenizer(noun, add_special_tokens=False).input_ids for noun in samples.nouns]
+                lengths = torch.tensor([len(each) for each in ids])
+                slots = tokens.slots[SLOT].long().argmax(1)
+                loss = loss + self.name_states * states_distance(conditioning.keys[0], named.keys[0], slots, lengths)
+            return loss
         # as in the official code the error is summed over the channels, which its regulariser's weight is made for
         loss = (weights * error * valid).sum() / valid.sum().clamp_min(1)
         assert patches is not None
@@ -126,7 +144,27 @@ class EncoderObjective(nn.Module):
             of_object = encoder.vision(samples.object)
         return words, encoder.of_patches(of_object, patch_mask(samples.mask, encoder.vision.grid))
 
+    @torch.no_grad()
+    def _named(self, samples: Collated) -> Conditioning:
+        """The prompts with the objects' names in the place of the concept."""
+        texts = [text.replace(SLOT, noun) for text, noun in zip(samples.texts, samples.nouns, strict=True)]
+        return plain_condition(self.backbone.text, texts, self.backbone.frame)
+
     def _target(self, batch: Noised) -> Tensor:
         if self.diffusion.config["prediction_type"] == "epsilon":
             return batch.noise
         return self.diffusion.get_velocity(batch.latents, batch.noise, batch.timesteps)
+
+
+def states_distance(own: Tensor, named: Tensor, start: Tensor, lengths: Tensor) -> Tensor:
+    """1 - cosine of text states [B,T,D]: of w0 with the last token of the name, plus the mean over the tokens behind.
+
+    start [B]: where w0, or the name, begins; lengths [B]: of the names in tokens. What a name says with several tokens
+    w0 has to say with one; the tokens behind w0 stand that many positions earlier than those behind the name.
+    """
+    start, longer = start.to(own.device)[:, None], lengths.to(own.device)[:, None] - 1
+    position = torch.arange(own.shape[1], device=own.device)[None]
+    partner = (position + longer).clamp_max(own.shape[1] - 1)
+    distance = 1 - F.cosine_similarity(own, named.gather(1, partner[..., None].expand_as(named)), dim=-1)
+    behind = (position > start) & (position + longer < own.shape[1])
+    return distance.gather(1, start).mean() + distance[behind].mean()

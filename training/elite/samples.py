@@ -22,7 +22,8 @@ class Sample(NamedTuple):
 
     target [3,S,S] in -1..1: what the denoiser learns to draw; valid [1,S,S]: 1 where the target is a picture.
     image [3,I,I], object [3,I,I] in 0..1: what global and local mapper look at; mask [1,I,I]: the object, 0 or 1.
-    text: the prompt with `{}` for the concept; words: how many of the five words stand there.
+    text: the prompt with `{}` for the concept; words: how many of the five words stand there. noun: the object in
+    plain words, "" where nobody knows them.
     skipped: files that could not be used on the way to this sample.
     """
 
@@ -34,6 +35,7 @@ class Sample(NamedTuple):
     text: str
     words: int
     skipped: int = 0
+    noun: str = ""
 
 
 class Samples(Protocol):
@@ -55,6 +57,7 @@ class Collated:
     words: int
     numbers: list[int]
     skipped: int
+    nouns: list[str]
 
 
 def collate(numbered: Sequence[tuple[int, Sample]]) -> Collated:
@@ -65,8 +68,14 @@ def collate(numbered: Sequence[tuple[int, Sample]]) -> Collated:
         name: torch.stack([getattr(sample, name) for sample in samples])
         for name in ("target", "valid", "image", "object", "mask")
     }
-    skipped = sum(sample.skipped for sample in samples)
-    return Collated(**stacked, texts=[s.text for s in samples], words=words, numbers=list(numbers), skipped=skipped)
+    return Collated(
+        **stacked,
+        texts=[sample.text for sample in samples],
+        words=words,
+        numbers=list(numbers),
+        skipped=sum(sample.skipped for sample in samples),
+        nouns=[sample.noun for sample in samples],
+    )
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -70,6 +70,8 @@ class EncoderTrainer:
             config.stage,
             regularisation=optim.regularisation,
             noise_emphasis=optim.noise_emphasis,
+            name_target=optim.name_target,
+            name_states=optim.name_states,
             train_vision=optim.vision_lr > 0,
             gradient_checkpointing=optim.gradient_checkpointing,
         )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...models.conditioning.prompts import OBJECT_TEMPLATES, SLOT
-from ..miniature.world.captions import caption
+from ..miniature.world.captions import caption, full_noun
 from ..miniature.world.objects import Look
 from ..miniature.world.world import Scene, World, is_held_out
 from .augment import augment_image, augment_object
@@ -48,7 +48,7 @@ class WorldSamples:
             target = to_tensor(self.world.render(scene, self.config.resolution))
             text = caption(scene, rng, name=SLOT)
         else:
-            same = self.side == self.config.resolution
+            scene, same = photo, self.side == self.config.resolution
             target = image if same else to_tensor(self.world.render(photo, self.config.resolution))
             text = str(rng.choice(OBJECT_TEMPLATES))
         words = 1 if elsewhere or self.stage is LOCAL else WORDS
@@ -65,6 +65,7 @@ class WorldSamples:
             mask=shape,
             text=text,
             words=words,
+            noun=full_noun(scene),
         )
 
     def _scene(self, world: World, stream: int, number: int, look: Look | None = None) -> Scene:

@@ -27,8 +27,8 @@ class EncodeConfig(Config):
     patches: Optional[bool] = None
     # Which of the five words to keep; null keeps all, one after another
     word: Optional[int] = setting(0, at_least=0, at_most=WORDS - 1)
-    # lambda, the strength of the patches: higher is closer to the picture and harder to edit
-    strength: float = setting(0.8, at_least=0)
+    # lambda, the strength of the patches: higher is closer to the picture and harder to edit; unset: 0.8
+    strength: Optional[float] = setting(None, at_least=0)
     # The word for the concept in other tools' prompts; unset: the picture's name in angle brackets
     placeholder: Optional[str] = None
     # The kind of thing it is, for measuring and for combining with other methods

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch import Tensor
 from ....utils.errors import UserError
 from ....utils.images import load_alpha, load_image
 from ...backbone.backbone import Backbone
+from ...backbone.frame import Frame
 from ...concepts.concept import Concept
 from ...conditioning.tokens import check_placeholder
 from .config import EncodeConfig
 from .files import find_encoder, load_encoder, read_about
-from .method import ELITE
+from .method import ELITE, ELITEConfig
 
 DEFAULT_BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # of the official encoder, whose files do not say
 
@@ -40,11 +42,22 @@ def encode_picture(config: EncodeConfig) -> Concept:
         picture,
         None if config.patches is False else mask,
         word=config.word,
-        strength=config.strength,
+        strength=ELITEConfig.strength if config.strength is None else config.strength,
     )
+    if config.strength is not None and not method.config.patches:
+        raise UserError(
+            f"strength = {config.strength:g} is that of the patches, and none are read: they need a mask, patches not "
+            "false, and an encoder with a local mapper; leave it out"
+        )
     placeholder = config.placeholder or f"<{config.image.stem.replace(' ', '-')}>"
     check_placeholder(sketch.tokenizer, placeholder)
     return Concept(method, placeholder, config.super_category, {"base_model": base_model, "step": 0})
+
+
+def mean_word(paths: Sequence[Path], encoder: str, frame: Frame) -> Tensor:
+    """w0 [D] of photos that show one thing: the mean over them. UserError as `load_encoder` and `load_image`."""
+    loaded = load_encoder(encoder, frame)
+    return torch.stack([loaded.words(_to_tensor(load_image(path))[None])[0, 0] for path in paths]).mean(0)
 
 
 def read_picture(image: Path, mask: Path | None = None) -> tuple[Tensor, Tensor | None]:

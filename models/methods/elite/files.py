@@ -66,14 +66,23 @@ def write_encoder(
     write_atomically(path, lambda file: file.write(content))
 
 
-def find_encoder(name_or_path: str | Path) -> Path:
-    """Our file, or the folder of official ones: by bundled name ("miniature") or path. UserError if there is none."""
+def find_encoder(name_or_path: str | Path, concept_folder: Path | None = None) -> Path:
+    """Our file, or the folder of official ones: by bundled name ("miniature") or path. UserError if there is none.
+
+    concept_folder: where the concept lies that names it; a concept file keeps no path but the last name.
+    """
     name = str(name_or_path)
     path = BUNDLED.get(name, Path(name).expanduser())
+    if concept_folder is not None and not path.exists():
+        path = concept_folder / path.name
     if name in BUNDLED and not path.exists():
         raise UserError(
             f"encoder {name!r}: does not come with this version; train it by scripts/train_elite.py (docs/elite.md), "
             "and give the encoder-steps-N.safetensors it writes"
+        )
+    if concept_folder is not None and not path.exists():
+        raise UserError(
+            f"encoder {name!r}: is neither here nor beside the concept that it encoded; say where it is by --encoder"
         )
     if not name or not path.exists():
         raise UserError(

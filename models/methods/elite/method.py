@@ -117,8 +117,10 @@ class ELITE(Method):
     def projection(self) -> ELITEProjection:
         """The encoder's own keys and values; UserError if the encoder is not to be found, or is another one."""
         config = self.config
+        if self.settings.strength is not None and not config.patches:
+            raise UserError("setting strength: the concept was encoded without patches, whose strength it would be")
         if self._matrices is None:
-            path = find_encoder(self.settings.encoder or config.encoder)
+            path = find_encoder(self.settings.encoder or config.encoder, self.folder)
             of_words = find_matrices(path, self.frame, "global", config.digest)
             of_patches = find_matrices(path, self.frame, "local", config.patches_digest) if config.patches else None
             self._matrices = of_words, of_patches

@@ -90,6 +90,20 @@ class NeTIMapper(nn.Module):
             self.encoding.draw(sigma_t, sigma_l, generator)
             self.input_layer.weight.copy_(self.encoding.anchors(self.num_time_anchors, self.num_layers))
 
+    @torch.no_grad()
+    def start_at(self, word: Tensor) -> None:
+        """Let v_base point where `word` [D] does at every t and l, by the output layer's bias, which truncation leaves.
+
+        It is as long as v_base was, so that v_pass keeps its share of the norm. Without a norm, v_base is `word`.
+        """
+        half, layer = len(word), self.output_layer
+        length: Any = word.norm()
+        if self.target_norms is not None:
+            origin = torch.zeros(1, dtype=torch.long)
+            length = layer(self.hidden(origin, origin))[0, :half].norm()
+        layer.weight[:half] = 0
+        layer.bias[:half] = F.normalize(word, dim=0) * length
+
     def forward(self, t: Tensor, l: Tensor, kept: int | Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # noqa: E741
         """M(t, l) for t in 0..999 and l in 0..L-1, broadcastable to [...].
 

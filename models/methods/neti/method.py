@@ -97,15 +97,23 @@ class NeTI(Method):
 
     @classmethod
     def create(cls, config: NeTIConfig, frame: Frame, start: Start) -> Self:
-        """See `Method.create`; of the initial embedding only the norm is used."""
+        """See `Method.create`; of the initial embedding only the norm is used, unless it is an encoded one.
+
+        That becomes v_base, at every timestep and layer, through the output layer's bias: there is no other place
+        for it, since the mapper never reads the super category's word.
+        """
         if config.normalize_output:
             norms = [part.float().norm().item() for part in start.embedding.split(list(frame.text_widths))]
+            if start.is_encoded and config.output_bypass and config.norm_rule is NormRule.joint:
+                norms = [norm * 2**0.5 for norm in norms]  # v_pass starts about as long and is counted too
             names = ("target_norm", "target_norm_2")
             unset = {name: norm for name, norm in zip(names, norms, strict=False) if getattr(config, name) is None}
             config = replace(config, **unset)
         concept = cls(config, frame)
         concept.word_for_keys = start.word
         concept.mapper.initialise(config.sigma_t, config.sigma_l, start.generator)
+        if start.is_encoded:
+            concept.mapper.start_at(start.embedding)
         return concept
 
     def vectors(self, timesteps: Tensor, truncation: int | None = None, generator: Generators = None) -> ConceptVectors:

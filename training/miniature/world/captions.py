@@ -59,6 +59,14 @@ def _noun(scene: Scene, rng: Rng, name: str | None = None) -> str:
     return " ".join([*words, look.name if rng.random() < 0.5 and honest else look.category])
 
 
+def full_noun(scene: Scene) -> str:
+    """All that words can say of the object: pattern, colour where the style has any, and its own name."""
+    look = scene.look
+    colour = None if scene.style in COLOURLESS else look.colour
+    honest = look.colour is None or not any(known in look.name for known in COLOURS)
+    return " ".join(word for word in (look.pattern, colour, look.name if honest else look.category) if word)
+
+
 def _article(noun: str) -> str:
     return "an" if noun[0] in "aeiou" else "a"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -75,8 +76,9 @@ class Claims:
     def __init__(self, measured: Measurements, bootstrap: Bootstrap, likeness: str) -> None:
         self.measured, self.bootstrap, self.likeness = measured, bootstrap, likeness
 
+    @cached_property
     def all(self) -> list[Claim]:
-        """In the order of their letters, those included that there are no images for."""
+        """In the order of their letters, those included that there are no images for; bootstrapped once."""
         return [
             self.fewer_steps(),
             self.bypass_helps(),

@@ -103,7 +103,7 @@ def measurements(
     seeds = sorted({job.task.seed for job in jobs if isinstance(job.task, Training)})
     for job in jobs:
         drawing = job.task
-        if not isinstance(drawing, Drawing):
+        if not isinstance(drawing, Drawing) or (prompts and not set(prompts) & set(drawing.images.prompts)):
             continue
         result = results.result(job)
         of_concept = scores.setdefault(condition_of(drawing), {}).setdefault(drawing.concept.name, {})

@@ -39,12 +39,12 @@ from .work import Work, metric_model
 
 PLOTTED = (
     "neti",
+    "frozen_ground",
+    "neti_key_lock",
+    "many_places",
     "xti",
     "textual_inversion",
-    "neti_key_lock",
-    "frozen_ground",
-    "frozen_ground_key_lock",
-    "many_places",
+    "perfusion",
 )
 PLACES = "likeness to fresh photos, prompts of a place"
 MINIATURE = (
@@ -170,10 +170,13 @@ class Reproduction:
         )
         report.write_json(config.work_dir / JSON)
         report.write_csv(config.work_dir / CSV)
-        found = {by: [{**asdict(each), "verdict": each.verdict} for each in c.all()] for by, c in claims.items()}
+        found = {by: [{**asdict(each), "verdict": each.verdict} for each in c.all] for by, c in claims.items()}
         write_json({"claims": found, "search": asdict(selected)}, config.work_dir / "claims.json")
 
-        plotted = [row for row in report.rows if row.kind is Kind.bound or row.method in PLOTTED]
+        concepts = max(row.concepts for row in report.headline)
+        comparable = [row for row in report.headline if row.concepts == concepts]
+        plotted = [row for method in PLOTTED for row in comparable if row.method == method]
+        plotted += [row for row in comparable if row.kind is Kind.bound]
         write_plot(Report(report.protocol, {}, plotted, []), pictures / f"{stem}_curve.png", deciding.likeness)
         write_steps_plot(step_curves(deciding), pictures / f"{stem}_steps.png")
         about = MINIATURE if self.base.model.pretrained_model_name_or_path == "miniature" else ""
@@ -185,7 +188,7 @@ class Reproduction:
     def _draw_grids(self, grids: Grids, claims: Claims, folder: Path) -> dict[str, str]:
         """Write the picture of every claim that has one; returns letter -> file name."""
         files = {}
-        for claim in claims.all():
+        for claim in claims.all:
             if claim.verdict != UNTESTED and (grid := grids.grid(claim.shows)) is not None:
                 files[claim.letter] = f"{self.config.page.stem}_{claim.letter}.jpg"
                 save_jpeg(grid, folder / files[claim.letter])

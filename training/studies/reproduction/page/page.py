@@ -136,7 +136,7 @@ class Outcome:
 def render_pages(config: ReproductionConfig, outcome: Outcome, command: str, about_model: str) -> tuple[str, str]:
     """The page for two minutes, and the one with all tables. command: what was called."""
     rows, deciding = outcome.rows, next(iter(outcome.claims.values()))
-    claims = {measure: each.all() for measure, each in outcome.claims.items()}
+    claims = {measure: each.all for measure, each in outcome.claims.items()}
     names = {TRAINING_IMAGES: "the photos themselves", PROMPT_ONLY: "super-category word alone"}
     names |= {BASE_ALONE.format(method): BASE_ALONE.format(method) for method in WITHOUT_BYPASS}
     names |= {method: method for method in TRUNCATED if outcome.measured.truncations(method)}
@@ -165,7 +165,7 @@ def render_pages(config: ReproductionConfig, outcome: Outcome, command: str, abo
         rule=RULE,
         samples=config.bootstrap_samples,
         unfinished=UNFINISHED.format(outcome.left) if outcome.left else "",
-        claims="\n".join(_tests({m: of[k] for m, of in claims.items()}) for k in range(len(deciding.all()))),
+        claims="\n".join(_tests({m: of[k] for m, of in claims.items()}) for k in range(len(deciding.all))),
         num_images=len(config.prompts) * len(config.seeds) * len(config.train_seeds),
         num_seeds=len(config.seeds),
         train_seeds=len(config.train_seeds),
