@@ -19,12 +19,14 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpain
 )
 from diffusers.schedulers import DPMSolverMultistepScheduler
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_xl import WIDTHS, build_tiny_xl, parts_of
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.memory import estimate_memory
 from neti.models.concepts.concept import Concept
+from neti.models.concepts.embeddings import save_embedding
 from neti.models.conditioning.prompts import OBJECT_TEMPLATES, SLOT
 from neti.models.conditioning.tokens import tokenize
 from neti.models.generation.draw import draw
@@ -222,6 +224,21 @@ def test_attached_text_to_image_equals_our_own_sampler(xl: Backbone, name: str, 
         ).images
     ours = denoise(xl, prepare_conditioning(xl, PROMPT, {SLOT: method}, CONFIG), latents, CONFIG)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_stock_diffusers_reads_an_exported_embedding(xl: Backbone, tmp_path: Path) -> None:
+    """One tensor for each of its text encoders, as its manual loads them."""
+    method = create("textual_inversion", xl).eval()
+    with torch.no_grad():
+        method.get_parameter("words").normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    save_embedding(Concept(method, "<toy>", "teddy"), tmp_path / "toy.safetensors")
+    tensors, pipe = load_file(tmp_path / "toy.safetensors"), stock(StableDiffusionXLPipeline, xl)
+    with attach(pipe, {"<toy>": method}):
+        ours = run(pipe, "a photo of a <toy>", "text2img", xl)
+    for name, end in (("clip_l", ""), ("clip_g", "_2")):
+        parts = {part: getattr(pipe, part + end) for part in ("text_encoder", "tokenizer")}
+        pipe.load_textual_inversion(tensors[name], token="<toy>", **parts)
+    torch.testing.assert_close(ours, run(pipe, "a photo of a <toy>", "text2img", xl), rtol=1e-4, atol=1e-4)
 
 
 def test_a_folder_is_loaded_with_both_encoders(xl: Backbone, tmp_path: Path) -> None:
