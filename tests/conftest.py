@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from tiny_backbone import build_tiny_backbone
+from tiny_backbone import build_tiny_backbone, stock_pipeline
 
 from neti.models.backbone.backbone import Backbone
 
@@ -29,14 +28,5 @@ def tiny_backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny backbone as a folder in diffusers layout, for scripts that take a path. Read-only by agreement."""
     folder = tmp_path_factory.mktemp("tiny_backbone")
     tiny = build_tiny_backbone()
-    StableDiffusionPipeline(
-        vae=tiny.vae,
-        text_encoder=tiny.text_encoder,
-        tokenizer=tiny.tokenizer,
-        unet=tiny.unet,
-        scheduler=tiny.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    stock_pipeline(tiny).save_pretrained(folder)
     return folder

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neti.models.backbone.frame import Frame
-from neti.models.generation.sampling import PromptConditioning
+from neti.models.conditioning.prompt_conditioning import PromptConditioning
 from neti.models.methods import Method, Start
 
 M = TypeVar("M", bound=Method)

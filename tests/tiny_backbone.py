@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers import DDPMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -64,3 +65,19 @@ def build_tiny_backbone(
     return Backbone(
         tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, unet=unet, scheduler=scheduler, name="tiny"
     )
+
+
+def stock_pipeline(backbone: Backbone, scheduler: Any = None) -> Any:
+    """Diffusers' own pipeline around the same parts, with the backbone's scheduler unless another is given."""
+    pipeline: Any = StableDiffusionPipeline(
+        vae=backbone.vae,
+        text_encoder=backbone.text_encoder,
+        tokenizer=backbone.tokenizer,
+        unet=backbone.unet,
+        scheduler=scheduler or backbone.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
+import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
@@ -60,3 +62,47 @@ def join_projections(projections: Sequence[KeyValueProjection | None]) -> KeyVal
     if len(kinds) > 1:
         raise UserError("two methods would edit the same attention in two ways; put their concepts into two prompts")
     return kinds.pop().joined(projections)
+
+
+class RowProjections(KeyValueProjection):
+    """A projection for each row of the batch, so that concepts that edit the attention in different ways share it.
+
+    rows: B of them. Neighbours with one projection are projected together; more rows of image features than a
+    projection wants are zeros at the end, which it does not get.
+    """
+
+    def __init__(self, rows: Sequence[KeyValueProjection]) -> None:
+        self.image_tokens = max(each.image_tokens for each in rows)
+        self._parts: list[tuple[KeyValueProjection, slice]] = []
+        start = 0
+        for _, group in groupby(rows, key=id):
+            same = list(group)
+            self._parts.append((same[0], slice(start, start + len(same))))
+            start += len(same)
+
+    def project(
+        self, attn: Attention, layer: Layer, keys: Tensor, values: Tensor, slots: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `KeyValueProjection.project`."""
+        parts = [each.project(attn, layer, keys[own], values[own], slots[own]) for each, own in self._parts]
+        return torch.cat([k for k, _ in parts]), torch.cat([v for _, v in parts])
+
+    def extra(
+        self, attn: Attention, layer: Layer, query: Tensor, key: Tensor, slots: Tensor, image: Tensor
+    ) -> Tensor | None:
+        """See `KeyValueProjection.extra`; zeros for rows to which nothing is added."""
+        parts = [
+            each.extra(attn, layer, query[own], key[own], slots[own], image[own, : each.image_tokens])
+            for each, own in self._parts
+        ]
+        if all(part is None for part in parts):
+            return None
+        shaped = zip(parts, self._parts, strict=True)
+        return torch.cat([torch.zeros_like(query[own]) if part is None else part for part, (_, own) in shaped])
+
+
+def join_rows(projections: Sequence[KeyValueProjection]) -> KeyValueProjection:
+    """One projection for a batch whose rows have these: a common one as it is."""
+    first = projections[0]
+    plain = all(type(each) is KeyValueProjection for each in projections)
+    return first if plain or all(each is first for each in projections) else RowProjections(projections)

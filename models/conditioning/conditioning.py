@@ -88,19 +88,19 @@ class Conditioning:
 
 
 def join(conditionings: Sequence[Conditioning]) -> Conditioning:
-    """Several as one batch: different prompts and concepts, the two branches of guidance. Without slots or image
-    features beside those with them: zeros."""
+    """Several as one batch: different prompts and concepts, the two branches of guidance. Where one has no slots, or
+    fewer image features than another: zeros."""
 
     def joined(parts: Sequence[Tensor | None], batch: Sequence[int]) -> Tensor | None:
         present = next((part for part in parts if part is not None), None)
         if present is None:
             return None
-        return torch.cat(
-            [
-                present.new_zeros(count, *present.shape[1:]) if part is None else part
-                for part, count in zip(parts, batch, strict=True)
-            ]
-        )
+        rows = max(part.shape[1] for part in parts if part is not None)
+        filled = []
+        for part, count in zip(parts, batch, strict=True):
+            own = present.new_zeros(count, 0, *present.shape[2:]) if part is None else part
+            filled.append(torch.cat([own, own.new_zeros(count, rows - own.shape[1], *own.shape[2:])], dim=1))
+        return torch.cat(filled)
 
     batch = [each.keys.shape[1] for each in conditionings]
     keys = torch.cat([each.keys for each in conditionings], dim=1)

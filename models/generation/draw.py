@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -15,14 +15,15 @@ from ...utils.errors import UserError
 from ..backbone.backbone import Backbone
 from ..backbone.safety import SafetyChecker
 from ..conditioning.composition import AnyConcept, concepts_in
+from ..conditioning.prompt_conditioning import PromptConditioning
 from ..methods import Method
 from .recipes import ImageRecipe
 from .sampling import (
+    Denoising,
     NaNImageError,
-    PromptConditioning,
+    Predictor,
     SamplingConfig,
     decode,
-    denoise,
     initial_latents,
     prepare_conditioning,
     step_generators,
@@ -60,9 +61,9 @@ def draw(
 ) -> Iterator[Drawn]:
     """Yield the images of `recipes`, in order, holding at most `batch_size` latents and one image at a time.
 
-    Neighbours that the sampler treats alike are denoised `batch_size` at a time, whatever their prompts and
-    truncations, unless a concept edits the attention, which then has to be the same for the batch. Those that differ in
-    nothing but the seed share one conditioning. The model is left as it is: several threads may draw on it at once.
+    Neighbours that the sampler treats alike are denoised `batch_size` at a time, whatever their prompts, concepts and
+    truncations. Those that differ in nothing but the seed share one conditioning. The model is left as it is: several
+    threads may draw on it at once.
     concepts: by the names in the prompts and negative prompts, `{}` for the one without a name.
     on_step(n): called after every denoising step, n images having made it.
     wanted: of `recipes`, those that are yielded; None: all. Batches are cut from all of them, and one without any that
@@ -70,30 +71,65 @@ def draw(
     Raises UserError for a prompt that names an unknown concept, and, saying what to do, when an image comes out as NaN
     (it would be black).
     """
-    for (config, _), group in groupby(recipes, key=lambda recipe: (sampling_config(recipe), _edits(recipe, concepts))):
-        pending = list(group)
-        conditionings = _conditionings(backbone, pending, concepts, config)
-        for start in range(0, len(pending), batch_size):
-            batch = pending[start : start + batch_size]
-            asked = [recipe for recipe in batch if wanted is None or recipe in wanted]
-            own = list(islice(conditionings, len(batch)))
-            if not asked:
-                continue
-
-            def stepped(_: int, images: int = len(asked)) -> None:
+    predict, conditionings = Predictor(backbone), conditionings_of(backbone, recipes, concepts)
+    for batch in batches(recipes, batch_size):
+        own = list(islice(conditionings, len(batch)))
+        asked = [recipe for recipe in batch if wanted is None or recipe in wanted]
+        if not asked:
+            continue
+        with torch.inference_mode():  # never around a yield to the caller: its code is not ours to switch
+            images = begin(backbone, batch, own)
+            while not images.finished:
+                images.advance(predict([images])[0])
                 if on_step is not None:
-                    on_step(images)
+                    on_step(len(asked))
+        for recipe, latent in zip(batch, images.latents.split(1), strict=True):
+            if recipe in asked:
+                yield finish(backbone, recipe, concepts, latent, safety_checker)
 
-            with torch.inference_mode():  # never around a yield to the caller: its code is not ours to switch
-                latents = initial_latents(backbone, [recipe.seed for recipe in batch], config)
-                generators = step_generators(backbone, [recipe.seed for recipe in batch], config)
-                latents = denoise(backbone, own, latents, config, stepped, generators)
-            for recipe, latent in zip(batch, latents.split(1), strict=True):
-                if recipe not in asked:
-                    continue
-                image = _decode(backbone, named(recipe, concepts), latent, recipe)
-                withheld = safety_checker is not None and safety_checker.withholds([image])[0]
-                yield Drawn(recipe, Image.new("RGB", image.size) if withheld else image, withheld)
+
+def batches(recipes: Sequence[ImageRecipe], size: int) -> Iterator[list[ImageRecipe]]:
+    """The recipes in order, up to `size` at a time, all of which the sampler treats alike."""
+    for _, group in groupby(recipes, key=sampling_config):
+        alike = list(group)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def conditionings_of(
+    backbone: Backbone, recipes: Iterable[ImageRecipe], concepts: Mapping[str, AnyConcept]
+) -> Iterator[PromptConditioning]:
+    """One for each recipe, made when it is asked for; neighbours that differ in the seed get the same one."""
+    for shared, group in groupby(recipes, key=lambda recipe: replace(recipe, seed=0)):
+        conditioning = prepare_conditioning(
+            backbone,
+            shared.parsed.text,
+            named(shared, concepts),
+            sampling_config(shared),
+            truncation=shared.truncation,
+            negative_prompt=shared.parsed_negative.text,
+        )
+        for _ in group:
+            yield conditioning
+
+
+def begin(backbone: Backbone, batch: Sequence[ImageRecipe], conditionings: Sequence[PromptConditioning]) -> Denoising:
+    """Images of recipes that the sampler treats alike, with their initial noise."""
+    config, seeds = sampling_config(batch[0]), [recipe.seed for recipe in batch]
+    latents, generators = initial_latents(backbone, seeds, config), step_generators(backbone, seeds, config)
+    return Denoising(backbone, conditionings, latents, config, generators)
+
+
+def finish(
+    backbone: Backbone,
+    recipe: ImageRecipe,
+    concepts: Mapping[str, AnyConcept],
+    latent: Tensor,
+    safety_checker: SafetyChecker | None = None,
+) -> Drawn:
+    """The image of a latent [1,C,h,w], decoded and checked; UserError where it is NaN."""
+    image = _decode(backbone, named(recipe, concepts), latent, recipe)
+    withheld = safety_checker is not None and safety_checker.withholds([image])[0]
+    return Drawn(recipe, Image.new("RGB", image.size) if withheld else image, withheld)
 
 
 def named(recipe: ImageRecipe, concepts: Mapping[str, AnyConcept]) -> dict[str, AnyConcept]:
@@ -118,31 +154,6 @@ def named(recipe: ImageRecipe, concepts: Mapping[str, AnyConcept]) -> dict[str, 
 
 def _found(recipe: ImageRecipe, concepts: Mapping[str, AnyConcept]) -> dict[str, AnyConcept]:
     return {**concepts_in(recipe.parsed, concepts), **concepts_in(recipe.parsed_negative, concepts)}
-
-
-def _edits(recipe: ImageRecipe, concepts: Mapping[str, AnyConcept]) -> tuple[Any, ...]:
-    """Which concepts edit the attention, how, and at which slot: what all recipes of a batch must have in common."""
-    own = _found(recipe, concepts).values()
-    if not any(each.projection() is not None for each in own):
-        return ()
-    return *(id(each) for each in own), *sorted((recipe.settings or {}).items())
-
-
-def _conditionings(
-    backbone: Backbone, recipes: Sequence[ImageRecipe], concepts: Mapping[str, AnyConcept], config: SamplingConfig
-) -> Iterator[PromptConditioning]:
-    """One for each recipe, made when it is asked for; neighbours that differ in the seed get the same one."""
-    for shared, group in groupby(recipes, key=lambda recipe: replace(recipe, seed=0)):
-        conditioning = prepare_conditioning(
-            backbone,
-            shared.parsed.text,
-            named(shared, concepts),
-            config,
-            truncation=shared.truncation,
-            negative_prompt=shared.parsed_negative.text,
-        )
-        for _ in group:
-            yield conditioning
 
 
 def _decode(backbone: Backbone, present: Mapping[str, AnyConcept], latent: Tensor, recipe: ImageRecipe) -> Image.Image:

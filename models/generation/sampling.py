@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from ...utils.errors import UserError, first_line
-from ..attention.projection import join_projections
+from ..attention.projection import KeyValueProjection, join_rows
 from ..backbone.backbone import Backbone
 from ..backbone.denoiser import Denoiser
 from ..conditioning.composition import AnyConcept
-from ..conditioning.conditioning import Conditioning, condition, join
-from ..conditioning.tokens import tokenize
+from ..conditioning.conditioning import Conditioning, join
+from ..conditioning.prompt_conditioning import PromptConditioning
 from ..methods.neti.positional_encoding import NUM_TIMESTEPS
 
 # Latents are never in [-1, 1]: a scheduler that clips them draws garbage, and schedulers saved by diffusers leave it to
@@ -52,9 +51,6 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lcm": (LCMScheduler, {}),
 }
 ALIASES = {"dpm++ 2m": "dpmsolver++", "euler a": "euler_a"}  # as other tools call them
-
-
-KEPT_BYTES = 2**26  # of a prompt's conditioning
 
 
 class NaNImageError(UserError):
@@ -81,61 +77,6 @@ class SamplingConfig:
             raise UserError(f"scheduler {self.scheduler!r}: must be one of {', '.join(SCHEDULERS)}")
         if not 1 <= self.steps <= NUM_TIMESTEPS:
             raise UserError(f"steps {self.steps}: must lie in 1..{NUM_TIMESTEPS}")
-
-
-class PromptConditioning:
-    """One prompt, ready for the U-Net at every denoising step; made by `prepare_conditioning`.
-
-    Text is encoded for a block of steps at a time, and kept for the next batch of seeds only as far as KEPT_BYTES go,
-    so that memory does not grow with the number of steps.
-    timesteps [K]: as the scheduler gives them. projection: of the layers, for the concepts that the prompt names.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        prompt: str,
-        negative_prompt: str,
-        concepts: Mapping[str, AnyConcept],
-        timesteps: Tensor,
-        truncation: int | None,
-        chunk_rows: int,
-        image_size: tuple[int, int],
-    ) -> None:
-        self.timesteps = timesteps
-        with _eval_mode(concepts):  # where a method edits the attention otherwise than in training
-            self.projection = join_projections([concept.projection() for concept in concepts.values()])
-        self._backbone, self._concepts, self._truncation = backbone, concepts, truncation
-        self._chunk_rows, self._image_size = chunk_rows, image_size
-        self._zeros = backbone.zeros_for_empty_prompt and not negative_prompt
-        positions = {name: concept.positions for name, concept in concepts.items()}
-        self._texts = [
-            tokenize(backbone.tokenizer, [text], positions, required=False) for text in (prompt, negative_prompt)
-        ]
-        self._block = max(chunk_rows // backbone.frame.num_places, 1)
-        self._encoded: dict[int, list[Conditioning]] = {}
-
-    @torch.no_grad()
-    def at(self, step: int) -> tuple[Conditioning, Conditioning]:
-        """(with the prompt, with the negative prompt) at step 0..K-1, each a batch of one."""
-        block, place = divmod(step, self._block)
-        if block not in self._encoded:
-            made = self._encode(self.timesteps[block * self._block :][: self._block])
-            size = sum(each.nbytes for each in made)
-            if size * (len(self._encoded) + 1) > KEPT_BYTES:
-                self._encoded = {}
-            self._encoded[block] = made
-        positive, negative = self._encoded[block]
-        return positive.at(place), negative.at(place)
-
-    def _encode(self, timesteps: Tensor) -> list[Conditioning]:
-        with _eval_mode(self._concepts):
-            vectors = {name: each.vectors(timesteps, self._truncation) for name, each in self._concepts.items()}
-            text, frame = self._backbone.text, self._backbone.frame
-            positive, negative = (
-                condition(text, tokens, vectors, frame, self._chunk_rows, self._image_size) for tokens in self._texts
-            )
-        return [positive, negative.zeros() if self._zeros else negative]
 
 
 def prepare_conditioning(
@@ -192,6 +133,100 @@ def latent_shape(backbone: Backbone, config: SamplingConfig) -> tuple[int, int, 
     return backbone.latent_channels, height // factor, width // factor
 
 
+class Denoising:
+    """Images that go from noise to latents together, one step at a time; any number of them share a U-Net batch.
+
+    conditioning: one for all S images, or S of them, so that different prompts, truncations and edits of the attention
+    share a batch. latents: the noise [S,C,h,w]. config: the one `conditioning` was prepared with. generators: see
+    `step_generators`; without them a sampler that draws noise at every step is seeded with 0.
+    latents [S,C,h,w], float32: as they are now. step: 0..K, how many were taken.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        conditioning: PromptConditioning | Sequence[PromptConditioning],
+        latents: Tensor,
+        config: SamplingConfig,
+        generators: list[torch.Generator] | None = None,
+    ) -> None:
+        scheduler = self._scheduler = make_scheduler(backbone, config)
+        each = [conditioning] * len(latents) if isinstance(conditioning, PromptConditioning) else conditioning
+        if len(each) != len(latents):
+            raise ValueError(f"{len(each)} conditionings for {len(latents)} latents: give one for all, or one for each")
+        if not all(torch.equal(scheduler.timesteps.cpu(), own.timesteps.cpu()) for own in each):
+            raise ValueError("the conditioning was prepared for other timesteps: use the same SamplingConfig for both")
+        self._options: dict[str, Any] = {"return_dict": False}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            self._options["generator"] = generators or [torch.Generator().manual_seed(0) for _ in latents]
+        self._each, self._guidance = each, config.guidance_scale
+        self.latents: Tensor = latents.float() * scheduler.init_noise_sigma
+        self.step = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps were taken."""
+        return self.step == len(self._scheduler.timesteps)
+
+    @property
+    def timestep(self) -> Tensor:
+        """t [] of the next step."""
+        return self._scheduler.timesteps[self.step]
+
+    @property
+    def projections(self) -> list[KeyValueProjection]:
+        """Of every row of the U-Net's batch."""
+        return [own.projection for own in self._each] * (2 if self._guidance > 1 else 1)
+
+    def model_input(self) -> tuple[Tensor, list[Conditioning]]:
+        """Latents [N,C,h,w] and conditionings of the U-Net's rows: with guidance first all S without the prompt, then
+        all with it (N = 2S); without guidance only the latter (N = S)."""
+        latents = self._scheduler.scale_model_input(self.latents, self.timestep)
+        branches = [own.at(self.step) for own in self._each]
+        if self._guidance <= 1:
+            return latents, [positive for positive, _ in branches]
+        return torch.cat([latents, latents]), [each for branch in (1, 0) for each in (own[branch] for own in branches)]
+
+    def advance(self, prediction: Tensor) -> None:
+        """Take the step, by the U-Net's prediction [N,C,h,w] for `model_input`."""
+        if self._guidance > 1:
+            without, with_prompt = prediction.chunk(2)
+            prediction = without + self._guidance * (with_prompt - without)
+        self.latents = self._scheduler.step(prediction, self.timestep, self.latents, **self._options)[0]
+        self.step += 1
+
+
+class Predictor:
+    """The U-Net's predictions for any number of `Denoising`s of one latent size, in one batch.
+
+    They may be at different steps, with different samplers and guidance. Keeps the denoiser of the last call.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._denoiser: Denoiser | None = None
+        self._rows: tuple[int, ...] = ()  # whose projections it has, where they are not the layers' own
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Denoising]) -> list[Tensor]:
+        """For each of `images` what its `advance` takes, float32; nothing about them is changed."""
+        projections = [projection for each in images for projection in each.projections]
+        projection = join_rows(projections)
+        rows = () if type(projection) is KeyValueProjection else tuple(map(id, projections))
+        if self._denoiser is None or rows != self._rows:
+            self._denoiser, self._rows = Denoiser(self._backbone, projection), rows
+        inputs = [each.model_input() for each in images]
+        counts = [len(latents) for latents, _ in inputs]
+        alone = images[0].timestep
+        timesteps = [each.timestep.expand(count) for each, count in zip(images, counts, strict=True)]
+        predictions = self._denoiser(
+            torch.cat([latents for latents, _ in inputs]),
+            alone if len(images) == 1 else torch.cat(timesteps),
+            join([conditioning for _, own in inputs for conditioning in own]),
+        )
+        return list(predictions.split(counts))
+
+
 @torch.no_grad()
 def denoise(
     backbone: Backbone,
@@ -203,37 +238,15 @@ def denoise(
 ) -> Tensor:
     """Initial noise [S,C,h,w] -> latents [S,C,h,w] in float32, whatever the U-Net's dtype.
 
-    conditioning: one for all seeds, or S of them with one projection, so that different prompts and truncations share a
-        batch.
-    Both branches of classifier-free guidance run in one U-Net batch; without guidance only the conditional one runs.
-    config: the one `conditioning` was prepared with. on_step(k) is called after step k. generators: see
-        `step_generators`; without them a sampler that draws noise at every step is seeded with 0.
+    Arguments: see `Denoising`. Both branches of classifier-free guidance run in one U-Net batch. on_step(k) is called
+    after step k.
     """
-    scheduler = make_scheduler(backbone, config)
-    each = [conditioning] * len(latents) if isinstance(conditioning, PromptConditioning) else conditioning
-    if len(each) != len(latents):
-        raise ValueError(f"{len(each)} conditionings for {len(latents)} latents: give one for all, or one for each")
-    if not all(torch.equal(scheduler.timesteps.cpu(), own.timesteps.cpu()) for own in each):
-        raise ValueError("the conditioning was prepared for other timesteps: use the same SamplingConfig for both")
-    denoiser = Denoiser(backbone, each[0].projection)
-    guidance = config.guidance_scale
-    options: dict[str, Any] = {"return_dict": False}
-    if "generator" in inspect.signature(scheduler.step).parameters:
-        options["generator"] = generators or [torch.Generator().manual_seed(0) for _ in latents]
-    latents = latents.float() * scheduler.init_noise_sigma
-    for k, t in enumerate(scheduler.timesteps):
-        branches = [own.at(k) for own in each]
-        model_input = scheduler.scale_model_input(latents, t)
-        if guidance > 1:
-            both = join([negative for _, negative in branches] + [positive for positive, _ in branches])
-            without, with_prompt = denoiser(torch.cat([model_input, model_input]), t, both).chunk(2)
-            prediction = without + guidance * (with_prompt - without)
-        else:
-            prediction = denoiser(model_input, t, join([positive for positive, _ in branches]))
-        latents = scheduler.step(prediction, t, latents, **options)[0]
+    images, predict = Denoising(backbone, conditioning, latents, config, generators), Predictor(backbone)
+    while not images.finished:
+        images.advance(predict([images])[0])
         if on_step is not None:
-            on_step(k)
-    return latents
+            on_step(images.step - 1)
+    return images.latents
 
 
 @torch.no_grad()
@@ -278,16 +291,3 @@ def make_scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
             f"would pass them; ask for {last // 2} or fewer"
         )
     return scheduler
-
-
-@contextmanager
-def _eval_mode(concepts: Mapping[str, AnyConcept]) -> Iterator[None]:
-    """Nested dropout off while sampling, also in the middle of a training; every module gets its own mode back."""
-    training = [module for each in concepts.values() for module in each.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

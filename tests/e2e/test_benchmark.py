@@ -36,7 +36,8 @@ def argv(tmp_path: Path) -> list[str]:
     shutil.copy(ROOT / "docs" / "performance.md", tmp_path)
     options = {
         "name": "tiny",
-        "sections": "[arithmetic, sampling, training, variants, perfusion, memory]",
+        "sections": "[arithmetic, sampling, perfusion, serving, training, variants, memory]",
+        "requests": 2,
         "resolution": 32,
         "repeats": 1,
         "batch": 2,
@@ -57,7 +58,7 @@ def test_the_script_writes_numbers_and_page(
     assert script.main(argv) == 0
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "work" / "tiny.json").read_text())
-    titles = ["training", "what may make a step faster", "images", "Perfusion", "memory"]
+    titles = ["training", "what may make a step faster", "images", "Perfusion", "serving", "memory"]
     assert list(found["tables"]) == ["sd14: arithmetic", *(f"miniature: {title}" for title in titles)]
     page = (tmp_path / "performance.md").read_text()
     assert "### cpu-sd14" in page, "the chapters of other machines stay"

@@ -16,7 +16,9 @@ from tiny_elite import tiny_encoder
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.frame import Frame
 from neti.models.concepts.concept import Concept
-from neti.models.methods.elite.files import save_encoder
+from neti.models.judging.metric_model import CLIPMetricModel
+from neti.models.methods.elite.encode import mean_word
+from neti.models.methods.elite.files import BUNDLED, load_encoder, save_encoder
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -92,6 +94,36 @@ def test_a_picture_drawn_at_once_is_the_concept_file_drawn(script, encoder, tmp_
     assert script("inference", concept=lost, encoder=encoder, **drawing(tmp_path / "lost"))[0] == 0
     several = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "several").rglob("[01]*.png"))]
     assert len(several) == 4
+
+
+def test_the_bundled_encoder_tells_things_apart(script, frame, tmp_path):
+    """Two photos of each held-out concept: the nearest word of another photo is that of the same thing."""
+    assert BUNDLED["miniature"].stat().st_size < 8_000_000
+    code, out = script("encode", image=PHOTO, output=tmp_path / "taxi.safetensors")
+    assert code == 0 and "words alone" in out
+    code, line = script("encode", image=PHOTO, mask=MASK, output=tmp_path / "masked.safetensors")
+    assert code == 2 and "has no local mapper" in line
+
+    assert script("inference", image=PHOTO, **drawing(tmp_path / "images"))[0] == 0
+    assert pictures(tmp_path / "images").std() > 5
+
+    photos = sorted(path for path in PHOTO.parents[1].glob("*/[01].png"))
+    words = torch.cat([mean_word([photo], "miniature", frame)[None] for photo in photos])
+    likeness = torch.nn.functional.normalize(words - words.mean(0), dim=1)
+    likeness = (likeness @ likeness.T).fill_diagonal_(-1)
+    nearest = likeness.argmax(1).tolist()
+    own = sum(photos[i].parent == photos[k].parent for i, k in enumerate(nearest))
+    assert len(photos) == 20 and own >= 14  # by chance: one
+
+
+def test_the_bundled_encoder_sees_by_a_tower_of_its_own(frame):
+    tower = load_encoder("miniature", frame).vision.tower.state_dict()
+    judge = CLIPMetricModel.from_pretrained("miniature-judge").model.vision_model.state_dict()
+    for name, weight in judge.items():
+        for own in tower.values():
+            assert (
+                own.shape != weight.shape or not torch.allclose(own, weight.float(), atol=1e-3) or own.std() < 1e-2
+            ), name
 
 
 def test_the_word_to_keep_is_one_or_all(script, encoder, tmp_path):

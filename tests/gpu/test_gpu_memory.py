@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from neti.training.studies.benchmark.config import BenchmarkConfig, Dtype, Subject
+from neti.models.generation.config import Dtype
+from neti.training.studies.benchmark.config import BenchmarkConfig, Subject
 from neti.training.studies.benchmark.memory import peak
 
 GB = 10**9

@@ -98,7 +98,7 @@ def test_an_installed_wheel_asks_for_versions_with_an_end(tmp_path):
     subprocess.run([sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path], cwd=ROOT, check=True)
     always, _, extras = (tmp_path / "neti.egg-info" / "requires.txt").read_text().partition("[")
     wanted = always.split()
-    assert "cluster]\nray<3,>=" in extras, "Ray is asked for by those who have a cluster"
+    assert "cluster]\nray[serve]<3,>=" in extras, "Ray is asked for by those who have a cluster"
     pins = [line for line in (ROOT / "environment" / "requirements.txt").read_text().splitlines() if "==" in line]
     assert len(wanted) == len(pins)
     assert all(">=" in line and "<" in line for line in wanted)

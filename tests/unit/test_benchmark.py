@@ -20,9 +20,9 @@ from neti.models.conditioning.conditioning import plain_condition
 from neti.training.studies.benchmark.arithmetic import count, step_cost, text_per_layer
 from neti.training.studies.benchmark.memory import resident
 from neti.training.studies.benchmark.report import render_chapter
-from neti.training.studies.benchmark.timing import Ratio, Timing, in_turn
 from neti.training.studies.benchmark.training import Trainers
 from neti.training.studies.random_weights import sd14
+from neti.training.studies.timing import Ratio, Timing, in_turn
 
 CPU = torch.device("cpu")
 
@@ -77,6 +77,7 @@ def test_arithmetic_is_counted_at_the_real_size_without_weights() -> None:
     unet = cost.unet + cost.unet_backward
     assert cost.whole.flops / 1e12 == pytest.approx(2.15, abs=0.01)
     assert cost.whole.flops / unet.flops == pytest.approx(1.25, abs=0.01)
+    assert cost.unet_backward.flops / cost.unet_backward_to_latents.flops == pytest.approx(0.926, abs=0.001)
 
 
 def test_text_is_encoded_per_place_and_not_per_layer() -> None:

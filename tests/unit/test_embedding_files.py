@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from frames import created
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_backbone import stock_pipeline
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.frame import Frame
@@ -120,16 +120,7 @@ def test_stock_diffusers_reads_what_is_written(
     with torch.no_grad():
         expected = condition(tiny_backbone.text, tokens, vectors, tiny_backbone.frame).keys[0]
 
-    pipeline = StableDiffusionPipeline(
-        vae=tiny_backbone.vae,
-        text_encoder=tiny_backbone.text_encoder,
-        tokenizer=tiny_backbone.tokenizer,
-        unet=tiny_backbone.unet,
-        scheduler=tiny_backbone.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = stock_pipeline(tiny_backbone)
     pipeline.load_textual_inversion(str(path))
     encoding, _ = pipeline.encode_prompt(prompt, torch.device("cpu"), 1, False)
     torch.testing.assert_close(encoding, expected, atol=1e-5, rtol=0)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers import DDPMScheduler, DPMSolverMultistepScheduler
 from frames import created, packed
+from tiny_backbone import stock_pipeline
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
@@ -42,21 +42,6 @@ def concept(backbone: Backbone) -> NeTI:
 def sample(backbone: Backbone, config: SamplingConfig = CONFIG, seeds: tuple[int, ...] = (1,), **kwargs: Any) -> Tensor:
     conditioning = prepare_conditioning(backbone, PROMPT, {"<toy>": concept(backbone)}, config, **kwargs)
     return denoise(backbone, conditioning, initial_latents(backbone, seeds, config), config)
-
-
-def stock_pipeline(backbone: Backbone, scheduler: Any) -> Any:
-    pipeline: Any = StableDiffusionPipeline(
-        vae=backbone.vae,
-        text_encoder=backbone.text_encoder,
-        tokenizer=backbone.tokenizer,
-        unet=backbone.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -270,7 +255,7 @@ def test_memory_of_the_conditioning_does_not_grow_with_the_steps(
         return max(held), texts
 
     whole, texts = largest()
-    monkeypatch.setattr("neti.models.generation.sampling.KEPT_BYTES", 0)
+    monkeypatch.setattr("neti.models.conditioning.prompt_conditioning.KEPT_BYTES", 0)
     block, again = largest()
     assert block * 6 == whole, "two steps of twelve"
     assert all(torch.equal(one, other) for one, other in zip(texts, again, strict=True))
@@ -347,17 +332,7 @@ def test_a_sampler_that_draws_noise_is_fixed_by_the_seed_in_any_batch(tiny_backb
     for i, seed in enumerate((7, 8)):
         torch.testing.assert_close(made([seed]), together[i : i + 1], rtol=1e-3, atol=1e-3)
     own: Any = tiny_backbone.scheduler
-    pipeline: Any = StableDiffusionPipeline(
-        vae=tiny_backbone.vae,
-        text_encoder=tiny_backbone.text_encoder,
-        tokenizer=tiny_backbone.tokenizer,
-        unet=tiny_backbone.unet,
-        scheduler=SCHEDULERS[scheduler][0].from_config(own.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = stock_pipeline(tiny_backbone, SCHEDULERS[scheduler][0].from_config(own.config))
     generator = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
     expected = pipeline(
         ["a photo of a teddy"] * 2, num_inference_steps=4, generator=generator, output_type="latent"

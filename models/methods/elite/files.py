@@ -75,11 +75,6 @@ def find_encoder(name_or_path: str | Path, concept_folder: Path | None = None) -
     path = BUNDLED.get(name, Path(name).expanduser())
     if concept_folder is not None and not path.exists():
         path = concept_folder / path.name
-    if name in BUNDLED and not path.exists():
-        raise UserError(
-            f"encoder {name!r}: does not come with this version; train it by scripts/train_elite.py (docs/elite.md), "
-            "and give the encoder-steps-N.safetensors it writes"
-        )
     if concept_folder is not None and not path.exists():
         raise UserError(
             f"encoder {name!r}: is neither here nor beside the concept that it encoded; say where it is by --encoder"

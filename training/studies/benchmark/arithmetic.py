@@ -28,8 +28,8 @@ from ....models.conditioning.tokens import tokenize
 from ....models.generation.run import DTYPES
 from ....models.methods import NeTI, NeTIConfig, Start
 from ..random_weights import sd14, sdxl
+from ..timing import CPU_ATTENTION, GIB, Row, fused_attention
 from .config import BenchmarkConfig
-from .timing import CPU_ATTENTION, GIB, Row, fused_attention
 
 STEPS, SECONDS = 1000, 90  # the goal, of batch 8 on an H100
 
@@ -82,13 +82,17 @@ class _FusedAttention(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class StepCost:
-    """One training step of NeTI: mapper (both ways), text encoder, U-Net."""
+    """One training step of NeTI: mapper (both ways), text encoder, U-Net.
+
+    unet_backward_to_latents: what its backward pass would cost if it did not stop at the first layer that reads text.
+    """
 
     mapper: Cost
     text: Cost
     text_backward: Cost
     unet: Cost
     unet_backward: Cost
+    unet_backward_to_latents: Cost
 
     @property
     def whole(self) -> Cost:
@@ -134,7 +138,11 @@ def step_cost(backbone: Backbone, batch: int) -> StepCost:
             torch.autograd.backward(list(made["parts"].values()), gradients)
 
         text, unet, unet_backward = count(encode), count(denoise), count(lambda: made["loss"].backward())
-        return StepCost(mapper_cost, text, count(encode_backward), unet, unet_backward)
+        text_backward = count(encode_backward)
+        latents.requires_grad_()
+        denoise()
+        to_latents = count(lambda: made["loss"].backward())
+        return StepCost(mapper_cost, text, text_backward, unet, unet_backward, to_latents)
 
 
 def text_per_layer(backbone: Backbone) -> Backbone:
@@ -192,6 +200,11 @@ def arithmetic_rows(config: BenchmarkConfig) -> list[Row]:
     pace = STEPS / SECONDS
     return [
         *rows,
+        Row(
+            "the U-Net's backward pass / one that does not stop at the first layer that reads the text",
+            "",
+            counted=f"{cost.unet_backward.flops / cost.unet_backward_to_latents.flops:.3f}",
+        ),
         Row("a whole step / the U-Net's part of it", "", counted=f"{cost.whole.flops / unet.flops:.2f}"),
         Row(
             f"{STEPS} steps of {config.batch} in {SECONDS} s take",

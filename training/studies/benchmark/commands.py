@@ -17,10 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ....models.backbone.backbone import Backbone
+from ....models.generation.config import Dtype
 from ....utils.devices import pick_device
 from ....utils.errors import UserError
-from .config import BenchmarkConfig, Dtype
-from .timing import Ratio, Row, Timing, seconds
+from ..timing import Ratio, Row, Timing, seconds
+from .config import BenchmarkConfig
 
 LAUNCHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCHER += ["--dynamo_backend", "no", "--main_process_port", "0"]
@@ -37,17 +38,21 @@ print(libraries - began, time.perf_counter() - libraries)
 HELPED = ("train", "inference")  # the scripts whose --help is timed
 IMAGE_STEPS = 25
 SHORT, LONG = 20, 40  # steps of the training whose pace is taken between two saves
-BATCH = 4
+BATCH, FEW = 4, 4
 STEPS, LAST = 50, 10  # of the trainings whose losses are compared; the last ones are averaged
 
 
 @dataclass(frozen=True)
 class Commands:
-    """scripts: the folder of train.py and inference.py. folder: where their results go."""
+    """scripts: the folder of train.py and inference.py. folder: where their results go.
+
+    package: the folder that holds the package `neti` of these scripts; None: the installed one.
+    """
 
     config: BenchmarkConfig
     scripts: Path
     folder: Path
+    package: Path | None = None
 
     def train(self, name: str, processes: int = 1, **changes: object) -> float:
         """Train on the miniature into folder/name, by `train_config` with these keys changed (`__` for the dot).
@@ -64,13 +69,39 @@ class Commands:
         options = [word for key, value in settings.items() for word in (f"--{key.replace('__', '.')}", str(value))]
         launcher = [] if processes == 1 else [*LAUNCHER, "--num_processes", str(processes)]
         script = str(self.scripts / "train.py")
-        return run([*launcher, script, "--config_path", str(self.config.train_config), *options])[0]
+        return self.run([*launcher, script, "--config_path", str(self.config.train_config), *options])[0]
 
-    def infer(self, concept: Path, name: str, seeds: str = "0", dtype: Dtype = Dtype.fp32) -> float:
+    def training_pace(self, name: str, processes: int = 1) -> float:
+        """Seconds of a training step of BATCH, between the saves of steps SHORT and LONG."""
+        self.train(
+            name,
+            processes,
+            log__save_steps=SHORT,
+            optim__max_train_steps=LONG,
+            optim__train_batch_size=BATCH,
+            optim__gradient_accumulation_steps=1,
+        )
+        saved = [self.concept(name, step).stat().st_mtime for step in (SHORT, LONG)]
+        return (saved[1] - saved[0]) / (LONG - SHORT)
+
+    def infer(
+        self, concept: Path, name: str, seeds: str = "0", dtype: Dtype = Dtype.fp32, batch_size: int = 4
+    ) -> float:
         """Images of a concept into folder/name; returns the moment of the start."""
         options = ["--concept", str(concept), "--inference_dir", str(self.folder / name), "--torch_dtype", dtype.value]
         options += ["--prompts", '["a photo of a {}"]', "--seeds", seeds, "--num_denoising_steps", str(IMAGE_STEPS)]
-        return run([str(self.scripts / "inference.py"), *options, "--device", self.config.device])[0]
+        options += ["--batch_size", str(batch_size), "--device", self.config.device]
+        return self.run([str(self.scripts / "inference.py"), *options])[0]
+
+    def image_pace(self, concept: Path, name: str) -> float:
+        """Seconds of an image, between the first and the last of FEW that are made one by one."""
+        self.infer(concept, name, f"0-{FEW - 1}", batch_size=1)
+        made = [image.stat().st_mtime for image in self.images(name)]
+        return (max(made) - min(made)) / (FEW - 1)
+
+    def run(self, arguments: Sequence[str]) -> tuple[float, str]:
+        """`run` with this package."""
+        return run(arguments, self.package)
 
     def concept(self, name: str, step: int) -> Path:
         """The concept file that a training wrote."""
@@ -81,19 +112,25 @@ class Commands:
         return sorted((self.folder / name).glob("*/[0-9]*.png"))
 
 
-def run(arguments: Sequence[str]) -> tuple[float, str]:
-    """Run Python with these arguments; returns the moment of its start and what it printed.
+def run(arguments: Sequence[str], package: Path | None = None) -> tuple[float, str]:
+    """Run Python with these arguments; returns the moment of its start and what it printed. package: see `Commands`.
 
     UserError with its last line if it fails.
     """
+    path = {} if package is None else {"PYTHONPATH": str(package)}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **path}
     began = time.time()
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise UserError(f"{' '.join(arguments)[:200]}: failed with exit code {done.returncode}: {last}")
     return began, done.stdout
+
+
+def elapsed(arguments: Sequence[str]) -> float:
+    """Seconds until Python has run with these arguments and is gone."""
+    began, _ = run(arguments)
+    return time.time() - began
 
 
 def startup_rows(config: BenchmarkConfig, commands: Commands) -> list[Row]:
@@ -105,9 +142,9 @@ def startup_rows(config: BenchmarkConfig, commands: Commands) -> list[Row]:
         took.setdefault(what, []).append(value)
 
     for number in range(config.repeats):
-        note("torch", time.time() - run(["-c", "import torch"])[0])
+        note("torch", elapsed(["-c", "import torch"]))
         for name in HELPED:
-            note(name, time.time() - run([str(commands.scripts / f"{name}.py"), "--help"])[0])
+            note(name, elapsed([str(commands.scripts / f"{name}.py"), "--help"]))
         libraries, own = map(float, run(["-c", IMPORTS])[1].split())
         note("libraries", libraries)
         note("own", own)
@@ -149,17 +186,7 @@ def process_rows(config: BenchmarkConfig, commands: Commands) -> list[Row]:
     """Samples per second by number of processes, each with a batch of its own; over gloo on a CPU."""
     rows = []
     for count in config.processes:
-        name = f"processes-{count}"
-        commands.train(
-            name,
-            count,
-            log__save_steps=SHORT,
-            optim__max_train_steps=LONG,
-            optim__train_batch_size=BATCH,
-            optim__gradient_accumulation_steps=1,
-        )
-        saved = [commands.concept(name, step).stat().st_mtime for step in (SHORT, LONG)]
-        pace = (saved[1] - saved[0]) / (LONG - SHORT)
+        pace = commands.training_pace(f"processes-{count}", count)
         what = f"training, batch {BATCH} on each of {count} process{'es' if count > 1 else ''}"
         rows.append(Row(what, f"{count * BATCH / pace:.3g} samples/s", note=f"{seconds(pace)} per step"))
     return rows

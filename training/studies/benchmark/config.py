@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from ....models.generation.config import Dtype
 from ....utils.config.choices import Choice
 from ....utils.config.parsing import Config
 from ....utils.config.values import setting
@@ -19,8 +20,8 @@ class Subject(Choice):
 
 
 class Section(Choice):
-    """Groups of rows. arithmetic is about sd14, families sets SDXL beside it; startup and numerics run the miniature
-    through the real commands."""
+    """Groups of rows. arithmetic is about sd14, families sets SDXL beside it; startup, numerics and earlier run the
+    miniature through the real commands."""
 
     arithmetic = "arithmetic"
     families = "families"
@@ -28,18 +29,12 @@ class Section(Choice):
     variants = "variants"
     sampling = "sampling"
     perfusion = "perfusion"
+    serving = "serving"
     scaling = "scaling"
     memory = "memory"
     startup = "startup"
     numerics = "numerics"
-
-
-class Dtype(Choice):
-    """Precision of the frozen models."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
+    earlier = "earlier"
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,8 @@ class BenchmarkConfig(Config):
     name: str = "cpu"
     # miniature, sd14 or both
     models: tuple[Subject, ...] = (Subject.miniature,)
-    # Groups of rows: arithmetic, families, training, variants, sampling, perfusion, scaling, memory, startup, numerics
+    # Groups of rows: arithmetic, families, training, variants, sampling, perfusion,
+    # serving, scaling, memory, startup, numerics, earlier
     sections: tuple[Section, ...] = tuple(Section)
     # Side of the images in pixels; unset: the model's own
     resolution: Optional[int] = setting(None, at_least=16, at_most=4096)
@@ -64,6 +60,8 @@ class BenchmarkConfig(Config):
     accumulation: int = setting(4, at_least=1)
     # Images made of one prompt
     seeds: int = setting(8, at_least=1, at_most=1024)
+    # Requests of one image each, for the rows about serving; `seeds` of them are in progress at a time
+    requests: int = setting(100, at_least=2, at_most=10_000)
     # Denoising steps per image; the ratios hardly depend on it
     sampling_steps: int = setting(10, at_least=2, at_most=1000)
     # Rounds in which the compared pieces of work take turns, after one that is not timed
@@ -76,6 +74,8 @@ class BenchmarkConfig(Config):
     processes: tuple[int, ...] = setting((1, 2), at_least=1, at_most=64)
     # Training on the miniature, for what runs the real commands
     train_config: Path = Path("input_configs/train_miniature.yaml")
+    # An earlier checkout of this project, after `make links` there, for the section earlier; unset: left out
+    earlier: Optional[Path] = None
     # Results; a chapter stays on the page until its file here is deleted
     work_dir: Path = Path("outputs/benchmark")
     # The measured part of performance.md is written here, after every section
@@ -84,6 +84,8 @@ class BenchmarkConfig(Config):
     def problems(self) -> list[str]:
         """One line for each combination of values that makes no sense."""
         lines = device_problems("device", self.device)
+        if self.earlier is not None and not (self.earlier / "build" / "typing" / "neti").is_dir():
+            lines.append(f"earlier = {self.earlier} is no checkout with links: run `make links` in it")
         if self.batch % self.accumulation:
             lines.append(f"batch = {self.batch} must be a multiple of accumulation = {self.accumulation}")
         if self.resolution and self.resolution % 8:  # image side divided by latent side: 8 on sd14, 4 on the miniature

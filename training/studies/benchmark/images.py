@@ -1,4 +1,4 @@
-"""Rows about making images: beside the stock pipeline, and by number of seeds."""
+"""Rows about making images: beside the stock pipeline, by number of seeds, and by number of concepts in a queue."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from ....models.conditioning.prompts import SLOT
 from ....models.generation.draw import draw
 from ....models.generation.recipes import ImageRecipe
 from ....models.generation.sampling import SCHEDULERS
+from ....models.generation.serving.image_queue import ImageQueue
+from ..timing import Ratio, Row, in_turn, seconds
 from .config import BenchmarkConfig, Subject
-from .timing import Ratio, Row, in_turn, seconds
 from .training import new_method
 
 PROMPT, PLAIN_PROMPT = f"a photo of a {SLOT} on a beach", "a photo of a dog on a beach"
@@ -39,7 +40,7 @@ def sampling_rows(config: BenchmarkConfig, subject: Subject, backbone: Backbone)
     """All seeds of a prompt beside stock diffusers."""
     works = {
         "ours": images(backbone, config.seeds, config.sampling_steps),
-        "stock": _stock(config, backbone),
+        "stock": _stock(config, backbone, config.seeds),
     }
     found = in_turn(works, config.repeats, backbone.unet.device)
     return [
@@ -67,8 +68,44 @@ def seed_rows(config: BenchmarkConfig, backbone: Backbone) -> list[Row]:
     ]
 
 
-def _stock(config: BenchmarkConfig, backbone: Backbone) -> Callable[[], None]:
-    """The same number of images by diffusers' own pipeline: same scheduler, steps, guidance, batch and precision."""
+def serving_rows(config: BenchmarkConfig, backbone: Backbone) -> list[Row]:
+    """Requests of one image each that are all there at once: of one concept, of as many concepts as there are requests,
+    and of no concept by the stock pipeline, one after the other."""
+    concepts = [new_method(backbone, seed) for seed in range(config.requests)]
+    recipes = [ImageRecipe(PROMPT, seed=seed, steps=config.sampling_steps) for seed in range(config.requests)]
+
+    def served(queue: ImageQueue, count: int) -> None:
+        asked = enumerate(recipes)
+        for ticket in [queue.submit([recipe], {SLOT: concepts[number % count]}) for number, recipe in asked]:
+            list(ticket)
+
+    stock = _stock(config, backbone, images=1)
+    with ImageQueue(backbone, max_batch=config.seeds, max_pending=config.requests) as queue:
+        works = {
+            "one": lambda: served(queue, 1),
+            "many": lambda: served(queue, config.requests),
+            "stock": lambda: [stock() for _ in recipes],
+        }
+        found = in_turn(works, config.repeats, backbone.unet.device, count=False)  # the queue has a thread of its own
+    what = f"{config.requests} requests, {config.seeds} at a time, {config.sampling_steps} steps"
+    each = {name: seconds(timing.median / config.requests) for name, timing in found.items()}
+    return [
+        Row(
+            f"{what}: {config.requests} concepts / one concept",
+            str(Ratio.of(found["many"], found["one"])),
+            wanted="1 within noise",
+            note=f"{each['many']} / {each['one']} per image",
+        ),
+        Row(
+            f"{what}: {config.requests} concepts / StableDiffusionPipeline one by one, plain prompt",
+            str(Ratio.of(found["many"], found["stock"])),
+            note=f"{each['many']} / {each['stock']} per image",
+        ),
+    ]
+
+
+def _stock(config: BenchmarkConfig, backbone: Backbone, images: int) -> Callable[[], None]:
+    """So many images of a prompt by diffusers' own pipeline: same scheduler, steps, guidance, batch and precision."""
     logging.set_verbosity_error()  # the import complains about image processors that nothing here needs
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
@@ -90,10 +127,10 @@ def _stock(config: BenchmarkConfig, backbone: Backbone) -> Callable[[], None]:
     def work() -> None:
         pipeline(
             PLAIN_PROMPT,
-            num_images_per_prompt=config.seeds,
+            num_images_per_prompt=images,
             num_inference_steps=config.sampling_steps,
             guidance_scale=recipe.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in range(config.seeds)],
+            generator=[torch.Generator().manual_seed(seed) for seed in range(images)],
         )
 
     return work

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from ....models.generation.config import Dtype
 from ....utils.devices import pick_device
 from ....utils.errors import UserError
-from .config import BenchmarkConfig, Dtype, Subject
-from .timing import GIB, Row
+from ..timing import GIB, Row
+from .config import BenchmarkConfig, Subject
 
 IMAGE_STEPS = 3
 

@@ -17,8 +17,8 @@ from ....models.methods import Method, Perfusion, Start
 from ....models.methods.perfusion.config import PerfusionOptions
 from ....models.methods.perfusion.covariance import Covariance, probe
 from ...coach.objective import Batch, Objective
+from ..timing import Ratio, Row, Timing, in_turn, seconds
 from .config import BenchmarkConfig, Subject
-from .timing import Ratio, Row, Timing, in_turn, seconds
 from .training import floor, new_method
 
 WORD, PROMPT = "car", "a photo of a {}"

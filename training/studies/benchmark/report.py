@@ -12,23 +12,27 @@ from typing import Any
 
 import torch
 
+from ....models.generation.config import Dtype
 from ....utils.config.parsing import parse_config, to_plain_dict
 from ....utils.devices import describe_machine, pick_device
 from ....utils.errors import UserError
 from ....utils.files import write_json
 from ...config.run import RunConfig
 from ..page import measured_part, replace_chapter
+from ..timing import Row
 from .arithmetic import arithmetic_rows, family_rows
 from .commands import Commands, numerics_rows, process_rows, startup_rows
-from .config import BenchmarkConfig, Dtype, Section, Subject
-from .images import sampling_rows, seed_rows
+from .config import BenchmarkConfig, Section, Subject
+from .earlier import earlier_rows
+from .images import sampling_rows, seed_rows, serving_rows
 from .memory import memory_rows
 from .perfusion import perfusion_rows
-from .timing import Row
 from .training import Trainers, batch_rows, make_backbone, training_rows, variant_rows
 
-OF_MODEL = {Section.training, Section.variants, Section.sampling, Section.perfusion, Section.scaling}  # need a model
-OWN_KEYS = ("train_config", "work_dir", "docs_dir", "name", "sections")  # of the call, not of what is measured
+# All others need a model in memory
+ALONE = {Section.arithmetic, Section.memory, Section.startup, Section.numerics, Section.earlier}
+# Of the call, not of what is measured
+OWN_KEYS = ("train_config", "work_dir", "docs_dir", "name", "sections", "earlier")
 
 
 def write_benchmark(config: BenchmarkConfig, scripts: Path) -> Iterator[tuple[str, list[Row]]]:
@@ -67,7 +71,7 @@ def _measure(config: BenchmarkConfig, commands: Commands, folder: Path) -> Itera
     if Section.families in config.sections:
         yield "families: a training step of 1", family_rows(config)
     for subject in config.models:
-        if OF_MODEL & set(config.sections):
+        if set(config.sections) - ALONE:
             yield from _of_model(config, subject, folder / str(subject))
             gc.collect()  # trainers hold the model in circles of references
             torch.cuda.empty_cache()
@@ -79,6 +83,8 @@ def _measure(config: BenchmarkConfig, commands: Commands, folder: Path) -> Itera
         yield "miniature: processes", process_rows(config, commands)
     if Section.numerics in config.sections:
         yield "miniature: precision", numerics_rows(config, commands)
+    if Section.earlier in config.sections and config.earlier is not None:
+        yield "miniature: beside an earlier state of this project", earlier_rows(config, commands, config.earlier)
 
 
 def _of_model(config: BenchmarkConfig, subject: Subject, folder: Path) -> Iterator[tuple[str, list[Row]]]:
@@ -96,6 +102,8 @@ def _of_model(config: BenchmarkConfig, subject: Subject, folder: Path) -> Iterat
         yield f"{subject}: images", sampling_rows(config, subject, backbone)
     if Section.perfusion in config.sections:
         yield f"{subject}: Perfusion", perfusion_rows(config, subject, backbone, folder)
+    if Section.serving in config.sections:
+        yield f"{subject}: serving", serving_rows(config, backbone)
     if Section.scaling in config.sections:
         yield f"{subject}: numbers of seeds", seed_rows(config, backbone)
 

@@ -28,8 +28,8 @@ from ...config.options import Tracker
 from ...config.run import DataConfig, EvalConfig, LogConfig, OptimConfig, RunConfig
 from ...data.dataset import ConceptDataset
 from ..random_weights import sd14
+from ..timing import Ratio, Row, Timing, in_turn, seconds
 from .config import BenchmarkConfig, Subject
-from .timing import Ratio, Row, Timing, in_turn, seconds
 
 PICTURES = 3
 CONCEPT_STEPS = 1000
@@ -48,10 +48,10 @@ def make_backbone(config: BenchmarkConfig, subject: Subject) -> Backbone:
     return backbone
 
 
-def new_method(backbone: Backbone) -> NeTI:
+def new_method(backbone: Backbone, seed: int = 0) -> NeTI:
     """NeTI with its default settings, as a training begins with it."""
     width = backbone.frame.text_width
-    start = Start(torch.ones(width) / width**0.5, torch.Generator().manual_seed(0))
+    start = Start(torch.ones(width) / width**0.5, torch.Generator().manual_seed(seed))
     return NeTI.create(NeTIConfig(), backbone.frame, start).to(backbone.unet.device)
 
 
