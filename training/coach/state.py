@@ -77,6 +77,8 @@ class TrainingState:
             state = from_plain(cls, record)
             if not (0 <= state.step <= MAX_STEP and 0 <= state.seed <= MAX_INTEGER):
                 raise ValueError(f"step {state.step} and seed {state.seed} are of no run")
+            if not isinstance(state.facts.get(WEIGHTS, {}), dict):
+                raise ValueError(f"{WEIGHTS} must be an object {{...}}")
             if not all(tensor.isfinite().all() for tensor in _tensors([state.method, state.optimizer])):
                 raise ValueError("it holds NaN or infinity")
             return state
