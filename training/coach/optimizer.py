@@ -51,7 +51,7 @@ def check_saved(
     check_alike("schedule", saved_schedule, schedule.state_dict())
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = saved["state"]
-    if not moments and saved_schedule["last_epoch"] > 0:
+    if saved_schedule["last_epoch"] > 0 and not moments:
         raise ValueError("the optimizer's moments are missing")
     for number, parameter in enumerate(parameters):
         if number in moments:
