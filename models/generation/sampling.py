@@ -21,7 +21,7 @@ from diffusers.schedulers import (
 from PIL import Image
 from torch import Tensor
 
-from ...utils.errors import UserError, first_line
+from ...utils.errors import UserError, first_line, shown
 from ..attention.projection import KeyValueProjection, join_rows
 from ..backbone.backbone import Backbone
 from ..backbone.denoiser import Denoiser
@@ -74,7 +74,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheduler", ALIASES.get(self.scheduler.lower(), self.scheduler.lower()))
         if self.scheduler not in SCHEDULERS:
-            raise UserError(f"scheduler {self.scheduler!r}: must be one of {', '.join(SCHEDULERS)}")
+            raise UserError(f"scheduler {shown(self.scheduler)}: must be one of {', '.join(SCHEDULERS)}")
         if not 1 <= self.steps <= NUM_TIMESTEPS:
             raise UserError(f"steps {self.steps}: must lie in 1..{NUM_TIMESTEPS}")
 

@@ -91,6 +91,7 @@ def test_a_finished_one_is_read_and_another_goes_on_from_it(script: Any, folder:
         ("--start_from=docs", "start_from = docs: not a whole export"),
         ("--scenes=101", "holds data of"),
         ("--scenes=1e30", "scenes"),
+        ("--output_dir=README.md/x", "cannot write to output_dir README.md/x: Not a directory"),
         ("--unet.channels=[32, 32, 32, 32]", "unet.pt is damaged, or was saved with other settings"),
     ],
 )

@@ -16,7 +16,7 @@ from ....models.generation.config import Dtype
 from ....utils.config.parsing import parse_config, to_plain_dict
 from ....utils.devices import describe_machine, pick_device
 from ....utils.errors import UserError
-from ....utils.files import write_json
+from ....utils.files import require_writable, write_json
 from ...config.run import RunConfig
 from ..page import measured_part, replace_chapter
 from ..timing import Row
@@ -58,6 +58,8 @@ def write_benchmark(config: BenchmarkConfig, scripts: Path) -> Iterator[tuple[st
 def _check(config: BenchmarkConfig, page: Path) -> None:
     device = pick_device(config.device)
     measured_part(page)
+    require_writable(config.work_dir, "work_dir")
+    require_writable(config.docs_dir, "docs_dir")
     if config.dtype is Dtype.fp16 and device.type == "cpu":
         raise UserError("dtype = fp16 needs a GPU, and the device is the CPU; write bf16 or fp32")
     if not config.train_config.is_file():
