@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -128,8 +129,11 @@ def test_a_finished_image_makes_room_at_once(tiny_backbone: Backbone, concepts: 
     )
 
 
-def test_cancelled_images_leave_the_batch(tiny_backbone: Backbone, concepts: list[Method], rows: list[int]) -> None:
-    with ImageQueue(tiny_backbone) as queue:
+@pytest.mark.parametrize("mixed", [True, False])
+def test_cancelled_images_leave_the_batch(
+    tiny_backbone: Backbone, concepts: list[Method], rows: list[int], mixed: bool
+) -> None:
+    with ImageQueue(tiny_backbone, mix_requests=mixed) as queue:
         kept = queue.submit([replace(RECIPE, steps=5)], {"{}": concepts[0]})
         with held(queue, concepts[1]):
             given_up = queue.submit([replace(RECIPE, seed=seed, steps=900) for seed in range(9)], {"{}": concepts[1]})
@@ -139,6 +143,7 @@ def test_cancelled_images_leave_the_batch(tiny_backbone: Backbone, concepts: lis
         with pytest.raises(CancelledError):
             list(given_up)
         assert given_up.done and queue.pending == 0
+        time.sleep(0.5)  # time enough to find that nothing is left to do
         before = len(rows)
         assert len(list(queue.submit([RECIPE], {"{}": concepts[0]}))) == 1
         assert rows[-1] == 2 and len(rows) - before <= RECIPE.steps + 1
