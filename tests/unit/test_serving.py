@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from neti.models.backbone.backbone import Backbone
 from neti.models.generation.draw import Drawn, draw
 from neti.models.generation.recipes import ImageRecipe
 from neti.models.generation.serving.image_queue import ImageQueue, QueueFull
+from neti.models.generation.serving.progress import InProgress
 from neti.models.methods import Method, NeTI, NeTIConfig
 from neti.utils.errors import UserError
 
@@ -143,10 +143,17 @@ def test_cancelled_images_leave_the_batch(
         with pytest.raises(CancelledError):
             list(given_up)
         assert given_up.done and queue.pending == 0
-        time.sleep(0.5)  # time enough to find that nothing is left to do
         before = len(rows)
         assert len(list(queue.submit([RECIPE], {"{}": concepts[0]}))) == 1
         assert rows[-1] == 2 and len(rows) - before <= RECIPE.steps + 1
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_nothing_in_progress_is_no_step(tiny_backbone: Backbone, rows: list[int], mixed: bool) -> None:
+    """As when all that was in progress has been cancelled."""
+    progress = InProgress(tiny_backbone, 8, mixed=mixed)
+    progress.step()
+    assert not progress and progress.has_room and not rows
 
 
 def test_an_error_is_that_requests_alone(tiny_backbone: Backbone, concepts: list[Method]) -> None:
