@@ -16,7 +16,8 @@ from pathlib import Path
 try:
     from neti.training.miniature.world.concepts import write_concepts, write_style
     from neti.training.miniature.world.world import World
-    from neti.utils.errors import exit_on_user_error
+    from neti.utils.errors import ArgumentParser, exit_on_user_error
+    from neti.utils.files import user_path
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
@@ -25,10 +26,10 @@ except ModuleNotFoundError as missing:
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Write all concept folders, the index and the README."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--folder",
-        type=Path,
+        type=user_path,
         default=Path("input_configs/concepts"),
         help="where the photos are written; the other sets go beside it",
     )

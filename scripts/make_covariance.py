@@ -14,6 +14,7 @@ Color Emoji, Debian package fonts-noto-color-emoji):
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING
 try:
     from tqdm import tqdm
 
-    from neti.utils.errors import UserError, exit_on_user_error
+    from neti.utils.errors import ArgumentParser, UserError, exit_on_user_error
+    from neti.utils.files import require_writable, user_path
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
@@ -34,15 +36,15 @@ if TYPE_CHECKING:
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Check everything, load the text encoder, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="hub name or folder of the model whose text encoder is measured")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--captions", type=Path, help="text file, one caption a line")
+    source.add_argument("--captions", type=user_path, help="text file, one caption a line")
     source.add_argument(
-        "--convert", type=Path, help="another tool's C (.pt) or C^-1 (.npy) of this text encoder instead"
+        "--convert", type=user_path, help="another tool's C (.pt) or C^-1 (.npy) of this text encoder instead"
     )
     source.add_argument("--world", type=int, metavar="N", help="N captions of the miniature's world instead")
-    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write; must not exist")
+    parser.add_argument("--output", type=user_path, required=True, help="a new .safetensors file")
     parser.add_argument("--tokens", choices=("nonpad", "all"), default="nonpad", help="all: padding counts too")
     parser.add_argument("--ridge", type=float, default=0.0, help="times the mean eigenvalue, added to the diagonal")
     parser.add_argument("--limit", type=int, help="read only so many captions")
@@ -52,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     output: Path = arguments.output
     if output.suffix != ".safetensors":
         raise UserError(f"--output {output}: must end in .safetensors")
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(f"--output {output}: exists and is left as it is; choose another name, or remove it first")
+    require_writable(output.parent, "the folder of --output")
     for name, least in (("ridge", 0), ("limit", 1), ("world", 1), ("batch_size", 1)):
         if (value := getattr(arguments, name)) is not None and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}")

@@ -72,6 +72,8 @@ def images_of_one_seed(folder: Path, seed: int | None) -> tuple[int, Images]:
         for path in sorted(place.glob("*.png")):
             if recipe := read_recipe(path):
                 found.setdefault(recipe.seed, {})[recipe.prompt, recipe.truncation] = path
+            elif not read_metadata(path):  # grids have metadata of their own
+                print(f"note: {path} is left out: it is damaged, or was not made by scripts/inference.py")
     if not found:
         raise UserError(f"{folder} holds no images of scripts/inference.py: pass its inference_dir")
     seed = min(found) if seed is None else seed

@@ -6,6 +6,11 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
+from neti.training.miniature.world.objects import find_font
+from neti.utils.errors import UserError
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -16,3 +21,11 @@ def load_script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def require_font() -> None:
+    """Skip the test where the miniature's world cannot be drawn."""
+    try:
+        find_font()
+    except UserError:
+        pytest.skip("the font Noto Color Emoji is not installed")

@@ -13,7 +13,20 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from neti.models.backbone.backbone import Backbone
 
-DATA = Path(__file__).parent / "data"
+TOKENIZER = Path(__file__).parent / "data" / "tokenizer"
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+
+
+def tiny_vae(image_size: int, **settings: Any) -> AutoencoderKL:
+    """Four levels as the original's, which make 8 pixels a latent."""
+    return AutoencoderKL(
+        block_out_channels=(4, 4, 8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        sample_size=image_size,
+        **settings,
+    )
 
 
 def build_tiny_backbone(
@@ -24,7 +37,7 @@ def build_tiny_backbone(
     prediction_type: str = "epsilon",
 ) -> Backbone:
     """A random backbone: 16 cross-attention layers, text width 32, T = 77, 8x8 latents, 64x64 images."""
-    tokenizer = CLIPTokenizer.from_pretrained(DATA / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         text_encoder = CLIPTextModel(
@@ -39,13 +52,7 @@ def build_tiny_backbone(
                 eos_token_id=tokenizer.eos_token_id,
             )
         )
-        vae = AutoencoderKL(
-            block_out_channels=(4, 4, 8, 8),
-            norm_num_groups=4,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            sample_size=64,
-        )
+        vae = tiny_vae(64)
         unet = UNet2DConditionModel(
             block_out_channels=(8, 16, 16, 16),
             norm_num_groups=4,
@@ -54,14 +61,7 @@ def build_tiny_backbone(
             use_linear_projection=use_linear_projection,
             sample_size=8,
         )
-    scheduler = DDPMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
+    scheduler = DDPMScheduler(**NOISE, steps_offset=1, prediction_type=prediction_type)
     return Backbone(
         tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, unet=unet, scheduler=scheduler, name="tiny"
     )

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers import DDIMScheduler
+from tiny_backbone import NOISE, TOKENIZER, tiny_vae
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-TOKENIZER = Path(__file__).parent / "data" / "tokenizer"
 
 
 def make_tiny_sd2(folder: Path) -> Path:
@@ -35,13 +34,7 @@ def make_tiny_sd2(folder: Path) -> Path:
                 projection_dim=16,
             )
         )
-        vae = AutoencoderKL(
-            block_out_channels=(4, 4, 8, 8),
-            norm_num_groups=4,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            sample_size=768,
-        )
+        vae = tiny_vae(768)
         unet = UNet2DConditionModel(
             block_out_channels=(8, 16, 32, 32),
             norm_num_groups=4,
@@ -52,10 +45,7 @@ def make_tiny_sd2(folder: Path) -> Path:
             sample_size=96,
         )
     scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
+        **NOISE,
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type="v_prediction",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from diffusers.schedulers import DDPMScheduler
+from tiny_backbone import NOISE, TOKENIZER, tiny_vae
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from neti.models.backbone.backbone import Backbone
 
-TOKENIZER = Path(__file__).parent / "data" / "tokenizer"
 WIDTHS, POOLED, TIME = (32, 48), 40, 8
 BLOCKS = (1, 2, 3)  # transformer blocks per place on each level; SDXL has (0, 2, 10)
 
@@ -28,14 +27,7 @@ def build_tiny_xl() -> Backbone:
         text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=WIDTHS[0], **shared, **ends))
         config = CLIPTextConfig(hidden_size=WIDTHS[1], projection_dim=POOLED, **shared, **ends)
         text_encoder_2 = CLIPTextModelWithProjection(config)
-        vae = AutoencoderKL(
-            block_out_channels=(4, 4, 8, 8),
-            norm_num_groups=4,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            sample_size=64,
-            scaling_factor=0.13025,
-        )
+        vae = tiny_vae(64, scaling_factor=0.13025)
         unet = UNet2DConditionModel(
             block_out_channels=(8, 16, 16),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -50,9 +42,7 @@ def build_tiny_xl() -> Backbone:
             projection_class_embeddings_input_dim=POOLED + 6 * TIME,
             sample_size=8,
         )
-    scheduler = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-    )
+    scheduler = DDPMScheduler(**NOISE, steps_offset=1)
     return Backbone(
         tokenizer=first,
         text_encoder=text_encoder,

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import UserError
+from .errors import UserError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -35,18 +35,20 @@ def pick_device(name: str, key: str = "device") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"{key} = {name!r} is no device; write auto, cpu, mps, cuda or cuda:N") from None
+        raise UserError(f"{key} = {shown(name)} is no device; write auto, cpu, mps, cuda or cuda:N") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
             raise UserError(
-                f"{key} = {name!r}, but PyTorch {torch.__version__} sees no CUDA device here; "
+                f"{key} = {shown(name)}, but PyTorch {torch.__version__} sees no CUDA device here; "
                 f"write cpu or auto, or install a CUDA build of PyTorch and check nvidia-smi"
             )
         if device.index is not None and device.index >= count:
-            raise UserError(f"{key} = {name!r}, but the CUDA devices here are cuda:0 to cuda:{count - 1}")
+            raise UserError(f"{key} = {shown(name)}, but the CUDA devices here are cuda:0 to cuda:{count - 1}")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"{key} = {name!r}, but PyTorch {torch.__version__} sees no MPS device here; write cpu or auto")
+        raise UserError(
+            f"{key} = {shown(name)}, but PyTorch {torch.__version__} sees no MPS device here; write cpu or auto"
+        )
     return device
 
 

@@ -41,7 +41,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def shorten(text: str, limit: int = SHOWN) -> str:
-    """`text` with its middle left out where it has more than `limit` characters."""
+    """`text` on one line that any file can hold, with its middle left out where it has more than `limit` characters."""
+    text = text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")  # names in other people's pickles
     if len(text) <= limit:
         return text
     end = limit // 4

@@ -8,12 +8,14 @@ its name, a resumed run for one, may trust that it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +74,21 @@ def require_file(path: str | Path, what: str) -> Path:
     if start == LFS_POINTER:
         raise UserError(f"the {what} {path} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
     return path
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Raise UserError now, not after the first minutes of work, if `key`'s folder could not be written to.
+
+    Nothing is made yet, not even the folder: the nearest one that is there must take a file.
+    """
+    whole = folder.absolute()
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(whole / "0.png")  # a name that is too long, a file among the folders
+        with tempfile.TemporaryFile(dir=next(place for place in (whole, *whole.parents) if os.path.lexists(place))):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {key} {folder}: {error.strerror}; choose another") from None
 
 
 def list_folder(path: str | Path, what: str) -> list[Path]:

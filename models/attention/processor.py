@@ -43,7 +43,8 @@ class PlacedAttnProcessor:
         """hidden_states [B, pixels, channels] -> the same shape. `temb` belongs to the protocol and is not used."""
         packed = encoder_hidden_states
         if not isinstance(packed, Tensor) or packed.shape[1] != packed_rows(self.frame, self.projection.image_tokens):
-            return self._ordinary(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            given = {"encoder_hidden_states": encoder_hidden_states, "attention_mask": attention_mask, "temb": temb}
+            return self._ordinary(attn, hidden_states, given)
         if attention_mask is not None:
             raise ValueError("a packed conditioning takes no attention mask")
         text = unpack(packed, self.frame, self.layer.place)
@@ -59,11 +60,13 @@ class PlacedAttnProcessor:
         projection, dropout = attn.to_out
         return dropout(projection(out.transpose(1, 2).flatten(2)))
 
-    def _ordinary(self, attn: Attention, *call: Tensor | None) -> Tensor:
+    def _ordinary(self, attn: Attention, hidden_states: Tensor, given: dict[str, Tensor | None]) -> Tensor:
         if self.stock is None:
-            shape = tuple(call[1].shape) if isinstance(call[1], Tensor) else None
+            text = given["encoder_hidden_states"]
+            shape = tuple(text.shape) if isinstance(text, Tensor) else None
             raise ValueError(
                 f"this attention needs a packed conditioning [B, {packed_rows(self.frame, 0)}, D], not {shape}: pass "
                 "Conditioning.packed()"
             )
-        return self.stock(attn, *call)
+        # some stock processors do not know what they are not given, such as `temb`
+        return self.stock(attn, hidden_states, **{name: value for name, value in given.items() if value is not None})

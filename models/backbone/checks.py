@@ -38,8 +38,9 @@ OTHER_INPUTS = {  # settings that are null in a U-Net which takes latents, a tim
 def number_problem(settings: Mapping[str, Any]) -> str | None:
     """What is wrong with one of the sizes of a part, or of a list of them; None if nothing is. A size may be null."""
     for name, (kind, lowest, highest) in RANGES.items():
-        value = settings.get(name)
-        for number in value if isinstance(value, list) and value else [value]:
+        value: Any = settings.get(name)
+        numbers: list[Any] = value if isinstance(value, list) and value else [value]
+        for number in numbers:
             is_absent = name not in settings or (number is None and kind is int)
             if not is_absent and not (type(number) in (int, kind) and lowest <= number <= highest):
                 what = "a whole number" if kind is int else "a number"

@@ -57,14 +57,23 @@ def load_parts(
         with explained(name_or_path, INDEX, files):
             settings = read_settings(files.folder / INDEX) if (files.folder / INDEX).is_file() else {}
             parts["zeros_for_empty_prompt"] = bool(settings.get("force_zeros_for_empty_prompt", True))
+        if dtype == torch.float16 and parts["vae"].config["force_upcast"]:
+            parts["vae"].float()  # XL's own overflows in float16; stock pipelines do the same
     with explained(name_or_path, "unet", files):
         _correct_sample_size(parts["unet"])
+    if files.checkpoint is not None and files.checkpoint.latent_side is not None:
+        parts["unet"].register_to_config(sample_size=files.checkpoint.latent_side)
     return parts
 
 
-def check_text_to_image(name_or_path: str, revision: str | None = None) -> None:
-    """Raise UserError unless the model turns noise and text, and nothing else, into a picture. Reads settings only."""
-    _check(name_or_path, find_model(name_or_path, revision, weights=()))
+def check_text_to_image(name_or_path: str, revision: str | None = None) -> list[str]:
+    """Raise UserError unless the model turns noise and text, and nothing else, into a picture. Reads settings only.
+
+    Returns what had to be assumed of it, in words.
+    """
+    files = find_model(name_or_path, revision, weights=())
+    _check(name_or_path, files)
+    return [files.checkpoint.note] if files.checkpoint is not None and files.checkpoint.note else []
 
 
 def _check(name: str, files: ModelFiles) -> None:
@@ -120,7 +129,7 @@ def _load_part(part: str, files: ModelFiles, dtype: torch.dtype, with_weights: b
         return _tokenizer(*files.tokenizer(part))
     path = _settings_file(part, files).parent
     if part == "scheduler":
-        return DDPMScheduler.from_pretrained(path)
+        return DDPMScheduler.from_pretrained(path, **(files.checkpoint.schedule if files.checkpoint else {}))
     if with_weights:
         return load_weights(part, path, CLASSES[part], dtype)
     with torch.device("meta"):

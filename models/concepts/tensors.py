@@ -40,7 +40,12 @@ def plain(name: str, value: Any) -> Tensor:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Any]) -> None:
-    """Make the tensors, in float32, the state of a module that was built on the "meta" device.
+    """Make the tensors the state of a module that was built on the "meta" device. ValueError as `state_of`."""
+    module.load_state_dict(state_of(module, tensors), assign=True)
+
+
+def state_of(module: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors, in float32, as the module's state.
 
     ValueError, one line, for one that is missing, unknown, of another shape, or not `plain`.
     """
@@ -51,4 +56,4 @@ def fill(module: nn.Module, tensors: Mapping[str, Any]) -> None:
     for name, shape in wanted.items():
         if state[name].shape != shape:
             raise ValueError(f"{name} has the shape {list(state[name].shape)}, not {list(shape)}")
-    module.load_state_dict(state, assign=True)
+    return state

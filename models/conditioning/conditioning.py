@@ -151,18 +151,18 @@ def condition(
         if concept.bypass is not None:
             values = values.clone() if values is encoding else values
             found = torch.nonzero(tokens.slots[name].expand(batch, -1), as_tuple=True)
-            rows, positions = (to_device(index, text.device) for index in found)
-            bypass = concept.bypass.expand(-1, batch, -1)[:, rows].to(text.device)  # [P|1,slots,D]
+            rows, positions = (to_device(index, states.device) for index in found)
+            bypass = concept.bypass.expand(-1, batch, -1)[:, rows].to(states.device)  # [P|1,slots,D]
             alpha = concept.bypass_alpha
             if isinstance(alpha, Tensor):
-                alpha = alpha.expand(-1, batch, -1)[:, rows].to(text.device)  # [P|1,slots,1]
+                alpha = alpha.expand(-1, batch, -1)[:, rows].to(states.device)  # [P|1,slots,1]
             shifted = text.shift(states[:, rows, positions], bypass, alpha)
             values[:, rows, positions] = text.finish(shifted)
     images = [concept.image for concept in named.values() if concept.image is not None]
     return Conditioning(
         keys=keys,
         values=values,
-        slots=to_device(_numbered(tokens), text.device).expand(batch, -1) if named else None,
+        slots=to_device(_numbered(tokens), encoding.device).expand(batch, -1) if named else None,
         image=images[0].to(encoding).expand(batch, -1, -1) if images else None,
         added=_added(text, tokens, words, states, chunk_rows, image_size) if text.has_pooled else {},
     )
@@ -198,7 +198,7 @@ def _states(text: TextStack, tokens: Tokens, words: Mapping[str, Tensor], chunk_
     """The towers' states [P|1,B,T,D] for the prompts with `words` at their placeholders."""
     embeddings = text.embeddings(to_device(tokens.ids, text.device))[None]  # [1,B|1,T,D]
     for placeholder, own in words.items():
-        slot = to_device(tokens.slots[placeholder], text.device)
+        slot = to_device(tokens.slots[placeholder], embeddings.device)
         if own.dim() == 4 and own.shape[2] > 1:  # the k-th position of a placeholder takes the k-th vector
             order = (slot.cumsum(dim=-1) - 1).clamp(min=0) % own.shape[2]  # [B|1,T]
             rows = max(own.shape[1], len(slot))

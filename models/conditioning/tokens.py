@@ -100,7 +100,7 @@ def _encode(
 
 @functools.lru_cache(maxsize=4096)  # the same caption comes at every step
 def _warn_of_cut(prompt: str, tokens: int, read: int) -> None:
-    logger.warning("prompt %r: %d tokens, the model reads %d; the rest is cut", prompt, tokens, read)
+    logger.warning("prompt %s: %d tokens, the model reads %d; the rest is cut", shown(prompt), tokens, read)
 
 
 def _split(prompt: str, placeholders: Iterable[str]) -> list[str]:

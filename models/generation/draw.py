@@ -170,7 +170,7 @@ def _decode(backbone: Backbone, present: Mapping[str, AnyConcept], latent: Tenso
         ]
         if broken:
             advice = f"the concept itself holds NaN or infinity (in {broken[0]}); take an earlier iteration of it"
-        elif (dtype := backbone.vae.dtype) == torch.float16:
+        elif (dtype := backbone.unet.dtype) == torch.float16:
             advice = "float16 overflowed; pass --torch_dtype bf16 or fp32"
         else:
             sound = "the concept is sound and " if present else ""

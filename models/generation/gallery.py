@@ -13,10 +13,8 @@ The truncation is a suffix, as in the public code, so that a file manager shows 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from ...utils.errors import UserError
-from ...utils.files import write_json
+from ...utils.files import require_writable, write_json
 from ...utils.grid import labelled_grid
 from ...utils.images.png import read_metadata, write_png
 from ..conditioning.prompts import safe_name
@@ -74,18 +72,8 @@ class Gallery:
         return missing
 
     def require_writable(self) -> None:
-        """Raise UserError now, not after the first minutes of work, if the folder cannot be written to.
-
-        Nothing is made yet, not even the folder: the nearest one that is there must take a file.
-        """
-        root = self.root.absolute()
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.lstat(root / "0.png")  # a name that is too long, a file among the folders
-            with tempfile.TemporaryFile(dir=next(place for place in (root, *root.parents) if os.path.lexists(place))):
-                pass
-        except OSError as error:
-            raise UserError(f"cannot write to inference_dir {self.root}: {error.strerror}; choose another") from None
+        """UserError, before the work, if the folder could not be written to."""
+        require_writable(self.root, "inference_dir")
 
     def add(self, image: Image.Image, recipe: ImageRecipe, circumstances: Mapping[str, Any]) -> None:
         """Write the image and the JSON beside it, the image last: once it is there, both are complete."""

@@ -44,7 +44,7 @@ class InferenceRun:
         self.device = pick_device(config.device)
         self.concepts = NamedConcepts(config, files)
         self.base_model = self.concepts.base_model
-        check_text_to_image(self.base_model, config.revision)
+        self.assumed = check_text_to_image(self.base_model, config.revision)
         self.has_checker = has_safety_checker(self.base_model, config.revision)
         self.use_checker = self.has_checker if config.safety_checker is None else config.safety_checker
         if self.use_checker and not self.has_checker:
@@ -74,7 +74,7 @@ class InferenceRun:
     @property
     def notes(self) -> list[str]:
         """What the user should know before the images are made, in words."""
-        notes = []
+        notes = [*self.assumed]
         if not self.has_checker:
             notes.append("the base model has no safety checker; the images are not checked")
         if self.device.type == "cpu" and self.config.torch_dtype == "fp16":

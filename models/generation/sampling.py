@@ -21,7 +21,7 @@ from diffusers.schedulers import (
 from PIL import Image
 from torch import Tensor
 
-from ...utils.errors import UserError, first_line
+from ...utils.errors import UserError, first_line, shown
 from ..attention.projection import KeyValueProjection, join_rows
 from ..backbone.backbone import Backbone
 from ..backbone.denoiser import Denoiser
@@ -74,7 +74,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheduler", ALIASES.get(self.scheduler.lower(), self.scheduler.lower()))
         if self.scheduler not in SCHEDULERS:
-            raise UserError(f"scheduler {self.scheduler!r}: must be one of {', '.join(SCHEDULERS)}")
+            raise UserError(f"scheduler {shown(self.scheduler)}: must be one of {', '.join(SCHEDULERS)}")
         if not 1 <= self.steps <= NUM_TIMESTEPS:
             raise UserError(f"steps {self.steps}: must lie in 1..{NUM_TIMESTEPS}")
 
@@ -285,7 +285,7 @@ def make_scheduler(backbone: Backbone, config: SamplingConfig) -> Any:
     except ValueError as error:
         raise UserError(f"steps {config.steps}: {config.scheduler} takes fewer ({first_line(error)})") from error
     last = own.config["num_train_timesteps"] - 1
-    if scheduler.timesteps.max() > last or 1 < config.steps == (scheduler.timesteps <= 1).sum():
+    if scheduler.timesteps.max() > last or (config.steps > 1 and scheduler.timesteps.max() <= 1):
         raise UserError(
             f"steps {config.steps}: the timesteps of {backbone.name} go up to {last}, and scheduler {config.scheduler} "
             f"would pass them; ask for {last // 2} or fewer"

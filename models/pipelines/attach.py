@@ -12,6 +12,7 @@ what else a pipeline does.
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -35,12 +36,14 @@ from ..conditioning.composition import AnyConcept
 from ..conditioning.conditioning import Conditioning, condition
 from ..conditioning.prompts import placeholder_pattern
 from ..conditioning.tokens import tokenize
-from .checks import check_concept, check_pipeline, refuse_image_prompts, refuse_options
+from .checks import check_concept, check_pipeline, refuse_compiled, refuse_image_prompts, refuse_options
 from .edits import NamedEdits
-from .handles import are_handles, from_handle_bytes, handle_bytes, to_handles
+from .handles import BASE, are_handles, from_handle_bytes, handle_bytes, owner_of, to_handles
+from .offloading import fetched
 
 CHUNK_ROWS = 128  # text-encoder rows (of L per prompt) that run at once
 _ATTACHED: WeakSet[nn.Module] = WeakSet()  # U-Nets and ControlNets that have concepts
+_NUMBERS = itertools.cycle(range(BASE**2))  # of attachments
 PROMPTS = {"prompt": "prompt_embeds", "negative_prompt": "negative_prompt_embeds"}  # what encode_prompt takes and gives
 
 
@@ -78,7 +81,9 @@ class Attached:
                 "detach those first, or give all concepts to one attach"
             )
         check_pipeline(pipe)
+        refuse_compiled(self._models)
         self.pipe = pipe
+        self._number = next(_NUMBERS)
         self.truncation = truncation
         self.concepts: dict[str, AnyConcept] = {}
         layers = cross_attention_layers(pipe.unet)
@@ -139,6 +144,7 @@ class Attached:
             call.arguments[name] = plain[0] if isinstance(prompts, str) else plain
         if any(self._names_concept(prompt) for prompts in given.values() for prompt in prompts):
             refuse_options(call.arguments)
+            refuse_compiled(self._models)
             self._projection.check_same([self._named(prompt) for prompt in given.get(0, [])])
         self._refuse_second_prompts(call.arguments)
         results = list(self._stock_encode_prompt(*call.args, **call.kwargs))
@@ -165,8 +171,8 @@ class Attached:
 
     def _with_handles(self, embeddings: Tensor, prompts: list[str]) -> Tensor:
         """embeddings [rows,T,D], so many rows per prompt, with handles in the rows of those that name a concept."""
-        embeddings = embeddings.clone()
-        for prompt, rows in zip(prompts, embeddings.chunk(len(prompts)), strict=True):
+        parts = list(embeddings.chunk(len(prompts)))
+        for number, prompt in enumerate(prompts):
             if self._names_concept(prompt):
                 # embeddings loaded by the pipeline itself may stand for several tokens
                 tokens = tokenize(
@@ -174,8 +180,9 @@ class Attached:
                     [self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)],
                     {name: concept.positions for name, concept in self.concepts.items()},
                 )
-                rows.copy_(to_handles(tokens, list(self.concepts), rows.shape[-1]))
-        return embeddings
+                handles = to_handles(tokens, list(self.concepts), embeddings.shape[-1], self._number)
+                parts[number] = handles.to(embeddings).expand_as(parts[number])
+        return torch.cat(parts)
 
     def _before_forward(
         self, own: list[tuple[Layer, Any]], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -213,6 +220,11 @@ class Attached:
         times: list[float] = torch.as_tensor(timestep).flatten().expand(len(embeddings)).tolist()
         rows = present.nonzero().flatten().tolist()
         keys = [(prompt, times[row]) for prompt, row in zip(handle_bytes(embeddings[present]), rows, strict=True)]
+        if any(owner_of(prompt) != self._number for prompt, _ in keys):
+            raise UserError(
+                "prompt_embeds: made under another attach, where the same word may be another concept; call "
+                "encode_prompt again under this one"
+            )
         # what this forward pass needs is kept: for the U-Net after a ControlNet, for samplers that stay at a timestep
         kept = {key: self._encoded[key] for key in keys if key in self._encoded}
         if missing := [key for key in dict.fromkeys(keys) if key not in kept]:
@@ -236,15 +248,10 @@ class Attached:
             for name, slot in tokens.slots.items()
             if slot.any()
         }
-        for tower in self._text.towers:
-            if tower.encoder.device.type == "meta":
-                raise UserError(
-                    "sequential CPU offloading is not supported with concepts; use enable_model_cpu_offload()"
-                )
-            if (offloading := getattr(tower.encoder, "_hf_hook", None)) is not None:
-                offloading.pre_forward(tower.encoder)  # only its parts are called below, which would not fetch it
-        # the pipeline itself tells the U-Net of sizes
-        made = condition(self._text, tokens, vectors, self._frame, CHUNK_ROWS, image_size=(0, 0))
+        encoders = [tower.encoder for tower in self._text.towers]
+        with fetched(encoders):
+            # the pipeline itself tells the U-Net of sizes
+            made = condition(self._text, tokens, vectors, self._frame, CHUNK_ROWS, image_size=(0, 0))
         pooled = made.added.get("text_embeds", [None] * len(wanted))
         return [_Encoded(*row) for row in zip(self._repack(made), pooled, strict=True)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers.loaders import TextualInversionLoaderMixin
@@ -35,6 +35,16 @@ def check_pipeline(pipe: Any) -> None:
         raise UserError(
             f"{type(pipe).__name__}: concepts attach to pipelines of Stable Diffusion 1.x, 2.x and XL, which have CLIP "
             "text encoders, a UNet2DConditionModel of their width that is not compiled, and an encode_prompt method"
+        )
+
+
+def refuse_compiled(models: Sequence[nn.Module]) -> None:
+    """Raise UserError for a U-Net or ControlNet that is compiled in place, whole or block by block: its graphs are made
+    for one kind of block, and with a concept every layer reads something else."""
+    if any(module._compiled_call_impl is not None for model in models for module in model.modules()):
+        raise UserError(
+            "the U-Net (or a ControlNet) is compiled, and its graphs know no concepts; load the pipeline anew, without "
+            "compile() and compile_repeated_blocks()"
         )
 
 

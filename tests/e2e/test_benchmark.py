@@ -95,6 +95,7 @@ def test_each_section_is_written_before_the_next_is_measured(argv: list[str], tm
         ("--name=../tiny", "name = '../tiny' names a file"),
         ("--accumulation=3", "must be a multiple of accumulation = 3"),
         ("--batch=1e30", "batch = '1e30'"),
+        ("--work_dir=README.md/x", "cannot write to work_dir README.md/x: Not a directory"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(

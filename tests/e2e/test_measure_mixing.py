@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -11,28 +10,20 @@ from typing import Any
 import pytest
 import torch
 from frames import created
+from load_script import load_script, require_font
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.concepts.concept import Concept
 from neti.models.methods import NeTI, NeTIConfig
-from neti.training.miniature.world.objects import find_font
 from neti.training.studies.page import measured_part
-from neti.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def script() -> Any:
-    try:
-        find_font()
-    except UserError:
-        pytest.skip("the font Noto Color Emoji is not installed")
-    spec = importlib.util.spec_from_file_location("measure_mixing", ROOT / "scripts" / "measure_mixing.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    require_font()
+    return load_script("measure_mixing")
 
 
 @pytest.fixture

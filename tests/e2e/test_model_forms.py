@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -13,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from load_script import load_script
 from model_files import make_counterfeit, one_file
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_sd2 import make_tiny_sd2
+from tiny_xl import build_tiny_xl, parts_of
 from training_runs import arguments, write_images
 
 from neti.models.backbone.backbone import Backbone
@@ -25,7 +26,7 @@ from neti.models.concepts.concept import Concept
 from neti.models.pipelines.attach import attach
 
 pytestmark = pytest.mark.e2e
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+RECIPES = Path(__file__).parents[2] / "input_configs"
 
 
 @pytest.fixture
@@ -33,10 +34,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs the `main` of a script."""
 
     def run(script: str, *words: object) -> int:
-        spec = importlib.util.spec_from_file_location(script, SCRIPTS / f"{script}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_script(script)
         monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
         return module.main()
 
@@ -113,6 +111,30 @@ def test_stable_diffusion_2(call: Callable[..., int], tmp_path: Path) -> None:
         pictures.append(np.asarray(Image.open(next((tmp_path / dtype).glob("*/1.png"))), dtype=float))
     assert pictures[0].shape == (768, 768, 3)
     assert abs(pictures[0] - pictures[1]).mean() < 3
+
+
+def test_stable_diffusion_xl(call: Callable[..., int], tmp_path: Path) -> None:
+    """By its recipe, and with Perfusion, whose covariance is of both text encoders."""
+    model = tmp_path / "xl"
+    StableDiffusionXLPipeline(**parts_of(build_tiny_xl())).save_pretrained(model)
+    write_images(tmp_path / "images")
+    recipe = ["--config_path", RECIPES / "train_sdxl.yaml"]
+    exact = {"optim__learning_rate": 1e-3, "optim__mixed_precision": "no"}
+    assert call("train", *recipe, *training(tmp_path, model, **exact)) == 0
+    assert call("inference", *drawing(tmp_path, inference_dir=tmp_path / "neti")) == 0
+
+    (tmp_path / "captions.txt").write_text("\n".join(f"a photo of {n} {w}" for n in range(40) for w in ("cat", "car")))
+    covariance = tmp_path / "covariance.safetensors"
+    measuring = ["--captions", tmp_path / "captions.txt", "--ridge", "1e-2", "--device", "cpu", "--output", covariance]
+    assert not call("make_covariance", "--model", model, *measuring)
+    perfusion = {"model__method": "perfusion", "model__perfusion__covariance": covariance, "log__exp_name": "perfusion"}
+    assert call("train", *training(tmp_path, model, **perfusion)) == 0
+    keys = {"input_dir": tmp_path / "runs" / "perfusion", "inference_dir": tmp_path / "perfusion"}
+    covariance.rename(keys["input_dir"] / covariance.name)
+    assert call("inference", *drawing(tmp_path, **keys)) == 0
+    pictures = [Image.open(next((tmp_path / name).glob("*/1.png"))) for name in ("neti", "perfusion")]
+    assert {picture.size for picture in pictures} == {(64, 64)}
+    assert pictures[0].tobytes() != pictures[1].tobytes()
 
 
 @pytest.mark.parametrize("channels", [9, 5, 8])

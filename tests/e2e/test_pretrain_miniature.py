@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from load_script import load_script, require_font
 
 from neti.models.backbone.backbone import Backbone
 from neti.training.miniature.pretraining.unet import SCHEDULER
-from neti.training.miniature.world.objects import find_font
-from neti.utils.errors import UserError
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -22,15 +20,8 @@ TOWERS = "{text_width: 32, text_layers: 1, image_width: 32, image_layers: 1, ste
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    try:
-        find_font()
-    except UserError:
-        pytest.skip("the font Noto Color Emoji is not installed")
-    spec = importlib.util.spec_from_file_location("pretrain", ROOT / "scripts" / "pretrain_miniature.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    require_font()
+    return load_script("pretrain_miniature")
 
 
 def options(folder: Path, *changes: str) -> list[str]:
@@ -100,6 +91,7 @@ def test_a_finished_one_is_read_and_another_goes_on_from_it(script: Any, folder:
         ("--start_from=docs", "start_from = docs: not a whole export"),
         ("--scenes=101", "holds data of"),
         ("--scenes=1e30", "scenes"),
+        ("--output_dir=README.md/x", "cannot write to output_dir README.md/x: Not a directory"),
         ("--unet.channels=[32, 32, 32, 32]", "unet.pt is damaged, or was saved with other settings"),
     ],
 )

@@ -389,6 +389,7 @@ def test_what_cannot_be_resumed_is_one_line_and_changes_nothing(root: Path, tiny
         {"method": lambda entries: entries.update(more=torch.ones(1))},
         {"optimizer": lambda entries: entries["param_groups"][0]["params"].pop()},
         {"optimizer": lambda entries: entries.pop("state")},
+        {"optimizer": lambda entries: entries["state"].clear()},
     ):
         change_state(state, **change)
         with pytest.raises(UserError, match=r"the state of step 4 does not fit this run .*--resume PATH") as caught:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from diffusers.models import UNet2DModel
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
@@ -134,6 +136,27 @@ def test_embeddings_of_the_callers_own_pass(pipe: StableDiffusionPipeline) -> No
         assert torch.equal(passed_on, draw(pipe, "a photo of a <toy>"))
 
 
+def test_embeddings_made_under_another_attach_are_refused(pipe: StableDiffusionPipeline) -> None:
+    """The same word may be another concept there, and the one it was would be drawn with that one's vectors."""
+    with attach(pipe, {"<toy>": make_method()}):
+        spoken, negative = pipe.encode_prompt("a <toy>", torch.device("cpu"), 1, True)
+    given = {"prompt_embeds": spoken.half(), "negative_prompt_embeds": negative.half()}
+    with attach(pipe, {"<cat>": make_method()}), pytest.raises(UserError, match="made under another attach"):
+        pipe(**given, num_inference_steps=2, output_type="latent")
+
+
+def test_prompts_are_encoded_where_gradients_are_on(pipe: StableDiffusionPipeline) -> None:
+    """As in a notebook, where the parameters of a stock pipeline ask for gradients."""
+    with attach(pipe, {"<toy>": make_method()}):
+        expected = draw(pipe, "a <toy>")
+        pipe.text_encoder.requires_grad_(True)
+        spoken, negative = pipe.encode_prompt(["a <toy>", "a teddy"], torch.device("cpu"), 1, True)
+        assert negative.requires_grad and torch.autograd.grad(spoken[1].sum(), pipe.text_encoder.parameters())
+        one = {"prompt_embeds": spoken[:1].detach(), "negative_prompt_embeds": negative[:1].detach()}
+        options = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 2, "output_type": "latent"}
+        assert torch.equal(pipe(**one, **options).images, expected)
+
+
 def test_truncation_reaches_the_concept(pipe: StableDiffusionPipeline) -> None:
     images = []
     for truncation in (None, 128, 4):
@@ -254,6 +277,44 @@ def test_offloading_by_model_works(pipe: StableDiffusionPipeline) -> None:
         hook.pre_forward = lambda *args, **kwargs: (fetched.append(None), fetch(*args, **kwargs))[1]
         assert torch.equal(draw(pipe, "a <toy>"), expected)
         assert len(fetched) == 2 + 2, "for the stock pipeline's two calls, and before each of the two steps"
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_group_offloading_works(pipe: StableDiffusionPipeline, kind: str, tmp_path: Path) -> None:
+    """To the disk, where the memory of offloaded weights holds anything."""
+    with attach(pipe, {"<toy>": make_method()}):
+        expected = draw(pipe, "a <toy>")
+    cpu = torch.device("cpu")
+    options: Any = {"offload_type": kind, "num_blocks_per_group": 1, "offload_to_disk_path": str(tmp_path)}
+    apply_group_offloading(pipe.text_encoder, onload_device=cpu, offload_device=cpu, **options)
+    with attach(pipe, {"<toy>": make_method()}):
+        spoiled(pipe.text_encoder)
+        assert torch.equal(draw(pipe, "a <toy>"), expected)
+
+
+def spoiled(encoder: torch.nn.Module) -> None:
+    """What is offloaded now must be fetched before it is used."""
+    for parameter in encoder.parameters():
+        parameter.data.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("compiled", ["blocks", "whole"])
+def test_a_compiled_unet_is_refused(pipe: StableDiffusionPipeline, compiled: str) -> None:
+    """Before attach and after; the concept's layers would each be another graph, and there is a limit to these."""
+
+    def compile_unet() -> None:
+        if compiled == "blocks":
+            pipe.unet.compile_repeated_blocks(fullgraph=True, backend="eager")
+        else:
+            pipe.unet.compile(backend="eager")
+
+    with attach(pipe, {"<toy>": make_method()}):
+        compile_unet()
+        with pytest.raises(UserError, match="is compiled, and its graphs know no concepts"):
+            draw(pipe, "a <toy>")
+        draw(pipe, "a teddy")
+    with pytest.raises(UserError, match="is compiled"):
+        attach(pipe, {"<toy>": make_method()})
 
 
 def test_a_text_encoder_without_its_weights_is_refused(pipe: StableDiffusionPipeline) -> None:

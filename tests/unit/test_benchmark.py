@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_backbone import build_tiny_backbone
+from tiny_xl import build_tiny_xl
 from torch.nn import functional as F
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.denoiser import Denoiser
 from neti.models.conditioning.conditioning import plain_condition
-from neti.training.studies.benchmark.arithmetic import count, step_cost
+from neti.training.studies.benchmark.arithmetic import count, step_cost, text_per_layer
 from neti.training.studies.benchmark.memory import resident
 from neti.training.studies.benchmark.report import render_chapter
 from neti.training.studies.benchmark.training import Trainers
@@ -55,22 +57,16 @@ def test_bytes_are_those_of_inputs_and_outputs_and_views_are_free() -> None:
     assert count(lambda: x.add_(1)).bytes == 4 * (32 + 32)  # read and written
 
 
+@pytest.mark.parametrize("build", [build_tiny_backbone, build_tiny_xl])
 def test_a_training_step_does_what_is_counted_without_it_and_nothing_twice(
-    tiny_backbone: Backbone, tmp_path: Path
+    build: Callable[[], Backbone], tmp_path: Path
 ) -> None:
     """The arithmetic of a real step is that of its parts, counted on shapes alone."""
-    trainers = Trainers(tiny_backbone, tmp_path)
+    backbone = build()
+    trainers = Trainers(backbone, tmp_path)
     trainer = trainers.make(2)
     real = count(trainers.steps(trainer, 1)).flops
-    meta = Backbone(
-        tokenizer=tiny_backbone.tokenizer,
-        text_encoder=tiny_backbone.text_encoder.to("meta"),
-        vae=tiny_backbone.vae,
-        unet=tiny_backbone.unet.to("meta"),
-        scheduler=tiny_backbone.scheduler,
-        name="meta",
-    )
-    cost = step_cost(meta, 2)
+    cost = step_cost(backbone.to("meta"), 2)
     assert real == cost.whole.flops
     assert cost.unet_backward.flops < 1.5 * cost.unet.flops, "no gradients of frozen weights"
 
@@ -82,6 +78,14 @@ def test_arithmetic_is_counted_at_the_real_size_without_weights() -> None:
     assert cost.whole.flops / 1e12 == pytest.approx(2.15, abs=0.01)
     assert cost.whole.flops / unet.flops == pytest.approx(1.25, abs=0.01)
     assert cost.unet_backward.flops / cost.unet_backward_to_latents.flops == pytest.approx(0.926, abs=0.001)
+
+
+def test_text_is_encoded_per_place_and_not_per_layer() -> None:
+    """11 rows of SDXL's text and not 70, 11 and not 28 of the tiny one, and one more for the pooled text."""
+    backbone = build_tiny_xl().to("meta")
+    cost, per_layer = step_cost(backbone, 1), step_cost(text_per_layer(backbone), 1)
+    assert per_layer.unet.flops == cost.unet.flops
+    assert per_layer.text.flops / cost.text.flops == pytest.approx((28 + 1) / (11 + 1), rel=0.02)
 
 
 def test_the_backward_pass_stops_at_the_first_layer_that_reads_the_text(tiny_backbone: Backbone) -> None:

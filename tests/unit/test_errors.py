@@ -70,6 +70,7 @@ def test_one_of_several_processes_prints_what_is_wrong(
 def test_other_peoples_text_is_shortened_in_messages() -> None:
     assert shorten("abc") == first_line(ValueError("\n abc \nmore")) == "abc"
     assert first_line(ValueError()) == "ValueError"
+    assert shorten("a\ud800\nb") == "a\\ud800\\nb"
     assert first_line(KeyError("step")) == "'step' is missing"
     assert shorten("a" * 12_000 + "end").startswith("aaa") and shorten("a" * 12_000 + "end").endswith("aend")
     assert len(shorten("a" * 12_000)) == SHOWN

@@ -65,6 +65,15 @@ def test_one_seed_is_shown_with_all_prompts_and_truncations(
     assert {(1, 2, 3), (90, 0, 0)} <= colours(folder / "overview.png")
 
 
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_an_image_that_is_left_out_is_named(
+    overview: Overview, folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "a {}" / "9.png").write_bytes(content)
+    assert overview(folder) == 0
+    assert f"note: {folder / 'a {}' / '9.png'} is left out: it is damaged" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("link", [False, True])
 def test_a_foreign_overview_is_never_replaced(
     overview: Overview, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], link: bool

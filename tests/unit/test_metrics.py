@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from neti.training.evaluation.config import MetricsConfig
-from neti.training.evaluation.report import Report
+from neti.training.evaluation.report import Report, require_replaceable
 from neti.training.evaluation.rows import Kind, Row, ScoredSet, metric_rows, unequal_sets
 from neti.training.evaluation.scores import (
     DIVERSITY,
@@ -181,3 +181,11 @@ def test_a_mistake_is_one_line(argv: list[str], expected: str) -> None:
         parse_config(MetricsConfig, argv)
     (line,) = str(caught.value).splitlines()
     assert line.startswith(expected)
+
+
+def test_results_that_could_not_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    require_replaceable(tmp_path / "new" / "deep")
+    with pytest.raises(UserError, match=r"cannot write to output_dir .*file/x: Not a directory; choose another"):
+        require_replaceable(tmp_path / "file" / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing is made"

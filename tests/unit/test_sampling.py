@@ -310,6 +310,14 @@ def test_no_step_lies_beyond_the_noise(tiny_backbone: Backbone, scheduler: str, 
         assert 998 <= timesteps.max() <= 999 and timesteps.min() <= 2
 
 
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_few_steps_are_enough(tiny_backbone: Backbone, scheduler: str) -> None:
+    """Heun's stands at most timesteps twice."""
+    backbone = with_settings(tiny_backbone, timestep_spacing="leading")
+    for steps in (1, 2, 3):
+        assert len(make_scheduler(backbone, SamplingConfig(steps=steps, scheduler=scheduler)).timesteps) >= steps
+
+
 @pytest.mark.parametrize("scheduler", ["euler_a", "lcm"])
 def test_a_sampler_that_draws_noise_is_fixed_by_the_seed_in_any_batch(tiny_backbone: Backbone, scheduler: str) -> None:
     """And as stock pipelines draw it: the seed's generator goes on from the initial noise."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -18,18 +19,22 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpain
 )
 from diffusers.schedulers import DPMSolverMultistepScheduler
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_xl import WIDTHS, build_tiny_xl, parts_of
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.memory import estimate_memory
 from neti.models.concepts.concept import Concept
-from neti.models.conditioning.prompts import SLOT
+from neti.models.concepts.embeddings import save_embedding
+from neti.models.conditioning.prompts import OBJECT_TEMPLATES, SLOT
 from neti.models.conditioning.tokens import tokenize
 from neti.models.generation.draw import draw
 from neti.models.generation.recipes import ImageRecipe
-from neti.models.generation.sampling import SamplingConfig, denoise, initial_latents, prepare_conditioning
-from neti.models.methods import METHODS, Method, NeTI, NeTIConfig, Start
+from neti.models.generation.sampling import SamplingConfig, decode, denoise, initial_latents, prepare_conditioning
+from neti.models.methods import METHODS, Method, NeTI, NeTIConfig, Perfusion, Start
+from neti.models.methods.perfusion.config import PerfusionOptions
+from neti.models.methods.perfusion.second_moments import Captions, measure
 from neti.models.pipelines.attach import attach
 from neti.training.coach.objective import Batch, Objective
 from neti.utils.errors import UserError
@@ -43,10 +48,19 @@ def xl() -> Backbone:
     return build_tiny_xl()
 
 
-def create(name: str, backbone: Backbone) -> Method:
+def create(name: str, backbone: Backbone, folder: Path | None = None) -> Method:
+    """folder: for the covariance that Perfusion wants of both text encoders together."""
     method_class = METHODS[name]
+    config: Any = method_class.config_class()
+    if name == "perfusion":
+        assert folder is not None
+        captions = folder / "captions.txt"
+        captions.write_text("\n".join(t.format(word) for t in OBJECT_TEMPLATES for word in ("cat", "red car", "teddy")))
+        covariance = measure(backbone.text, "xl", Captions(captions), folder / "partial", ridge=1e-3)
+        covariance.save(folder / "covariance.safetensors")
+        config = PerfusionOptions(covariance=str(folder / "covariance.safetensors"))
     start = Start(backbone.word_embedding("teddy"), torch.Generator().manual_seed(0), "teddy", backbone)
-    return method_class.create(method_class.config_class(), backbone.frame, start)
+    return method_class.create(config, backbone.frame, start)
 
 
 def stock(pipeline_class: Any, backbone: Backbone, **more: Any) -> Any:
@@ -95,9 +109,9 @@ def test_the_mapper_gives_each_tower_its_own_norm(xl: Backbone) -> None:
         torch.testing.assert_close(norms, target.norm().expand_as(norms))
 
 
-@pytest.mark.parametrize("name", ["neti", "xti", "textual_inversion"])
+@pytest.mark.parametrize("name", ["neti", "xti", "textual_inversion", "perfusion"])
 def test_every_method_learns_and_its_concept_is_drawn(xl: Backbone, name: str, tmp_path: Path) -> None:
-    method = create(name, xl)
+    method = create(name, xl, tmp_path)
     objective = Objective(method, xl).train()
     generator = torch.Generator().manual_seed(1)
     batch = Batch(
@@ -115,6 +129,23 @@ def test_every_method_learns_and_its_concept_is_drawn(xl: Backbone, name: str, t
         next(iter(draw(xl, [ImageRecipe(PROMPT, seed=1, steps=2)], {SLOT: each}))).image for each in (method, loaded)
     ]
     assert images[0].size == (64, 64) and images[0].tobytes() == images[1].tobytes()
+
+
+def test_perfusion_edits_every_projection_by_the_joined_encodings(xl: Backbone, tmp_path: Path) -> None:
+    """70 keys and 70 values on SDXL; one key i* of the width of both encoders, compared by the C of both together."""
+    method = create("perfusion", xl, tmp_path)
+    assert isinstance(method, Perfusion) and method.covariance is not None
+    assert method.key.shape == (sum(WIDTHS),) and method.covariance.matrix.shape == (sum(WIDTHS),) * 2
+    assert method.value_targets.numel() == sum(layer.width for layer in xl.frame.layers)
+    layer, attention = xl.frame.layers[17], cast(Any, xl.unet.get_submodule(xl.frame.layers[17].path))
+    text, inverse = torch.randn(1, 3, sum(WIDTHS)), method.covariance.inverse
+    key, value = method.eval().projection().project(attention, layer, text, text, torch.ones(1, 3, dtype=torch.long))
+    similarity = text @ inverse @ method.key / (method.key @ inverse @ method.key)
+    gate = torch.sigmoid((similarity - method.beta) / method.tau)
+    for weight, result in ((attention.to_k.weight, key), (attention.to_v.weight, value)):
+        # a new concept's targets o* are W i*
+        expected = text @ weight.T + (gate - similarity)[..., None] * (weight @ method.key)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_pooled_text_takes_part_and_time_counts(xl: Backbone) -> None:
@@ -176,8 +207,9 @@ def test_concepts_attach_to_every_pipeline(xl: Backbone, name: str) -> None:
     assert torch.equal(run(pipe, "a photo of a teddy", name, xl), before)
 
 
-def test_attached_text_to_image_equals_our_own_sampler(xl: Backbone) -> None:
-    method = create("neti", xl).eval()
+@pytest.mark.parametrize("name", ["neti", "perfusion"])
+def test_attached_text_to_image_equals_our_own_sampler(xl: Backbone, name: str, tmp_path: Path) -> None:
+    method = create(name, xl, tmp_path).eval()
     pipe = stock(StableDiffusionXLPipeline, xl)
     latents = initial_latents(xl, [3], CONFIG)
     with attach(pipe, {"<toy>": method}):
@@ -194,6 +226,21 @@ def test_attached_text_to_image_equals_our_own_sampler(xl: Backbone) -> None:
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
+def test_stock_diffusers_reads_an_exported_embedding(xl: Backbone, tmp_path: Path) -> None:
+    """One tensor for each of its text encoders, as its manual loads them."""
+    method = create("textual_inversion", xl).eval()
+    with torch.no_grad():
+        method.get_parameter("words").normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    save_embedding(Concept(method, "<toy>", "teddy"), tmp_path / "toy.safetensors")
+    tensors, pipe = load_file(tmp_path / "toy.safetensors"), stock(StableDiffusionXLPipeline, xl)
+    with attach(pipe, {"<toy>": method}):
+        ours = run(pipe, "a photo of a <toy>", "text2img", xl)
+    for name, end in (("clip_l", ""), ("clip_g", "_2")):
+        parts = {part: getattr(pipe, part + end) for part in ("text_encoder", "tokenizer")}
+        pipe.load_textual_inversion(tensors[name], token="<toy>", **parts)
+    torch.testing.assert_close(ours, run(pipe, "a photo of a <toy>", "text2img", xl), rtol=1e-4, atol=1e-4)
+
+
 def test_a_folder_is_loaded_with_both_encoders(xl: Backbone, tmp_path: Path) -> None:
     stock(StableDiffusionXLPipeline, xl).save_pretrained(tmp_path / "xl")
     loaded = Backbone.from_pretrained(str(tmp_path / "xl"))
@@ -203,6 +250,22 @@ def test_a_folder_is_loaded_with_both_encoders(xl: Backbone, tmp_path: Path) -> 
     latents = initial_latents(xl, [3], CONFIG)
     ours, theirs = (denoise(b, prepare_conditioning(b, "a teddy", {}, CONFIG), latents, CONFIG) for b in (xl, loaded))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("upcast", [True, False])
+def test_the_vae_is_safe_in_half_precision(xl: Backbone, tmp_path: Path, upcast: bool) -> None:
+    """XL's own gives numbers beyond 65504, the largest of float16; there are others made for it."""
+    xl.vae.register_to_config(force_upcast=upcast)
+    xl.vae.decoder.conv_in.weight.mul_(3e4 if upcast else 1)
+    stock(StableDiffusionXLPipeline, xl).save_pretrained(tmp_path / "xl")
+    half = Backbone.from_pretrained(str(tmp_path / "xl"), dtype=torch.float16)
+    assert (half.unet.dtype, half.vae.dtype) == (torch.float16, torch.float32 if upcast else torch.float16)
+    latents = 10 * initial_latents(xl, [3], CONFIG)
+    with torch.no_grad():
+        assert half.vae.half().decode(latents.half() * 10).sample.isfinite().all() != upcast
+    half = Backbone.from_pretrained(str(tmp_path / "xl"), dtype=torch.float16)
+    ours, whole = (np.asarray(decode(each, latents)[0], dtype=float) for each in (half, xl))
+    assert abs(ours - whole).mean() < 3
 
 
 def test_the_memory_of_a_step_is_estimated(xl: Backbone) -> None:

@@ -18,6 +18,7 @@ from neti.models.backbone.backbone import Backbone
 from neti.models.generation.draw import Drawn, draw
 from neti.models.generation.recipes import ImageRecipe
 from neti.models.generation.serving.image_queue import ImageQueue, QueueFull
+from neti.models.generation.serving.progress import InProgress
 from neti.models.methods import Method, NeTI, NeTIConfig
 from neti.utils.errors import UserError
 
@@ -128,8 +129,11 @@ def test_a_finished_image_makes_room_at_once(tiny_backbone: Backbone, concepts: 
     )
 
 
-def test_cancelled_images_leave_the_batch(tiny_backbone: Backbone, concepts: list[Method], rows: list[int]) -> None:
-    with ImageQueue(tiny_backbone) as queue:
+@pytest.mark.parametrize("mixed", [True, False])
+def test_cancelled_images_leave_the_batch(
+    tiny_backbone: Backbone, concepts: list[Method], rows: list[int], mixed: bool
+) -> None:
+    with ImageQueue(tiny_backbone, mix_requests=mixed) as queue:
         kept = queue.submit([replace(RECIPE, steps=5)], {"{}": concepts[0]})
         with held(queue, concepts[1]):
             given_up = queue.submit([replace(RECIPE, seed=seed, steps=900) for seed in range(9)], {"{}": concepts[1]})
@@ -142,6 +146,14 @@ def test_cancelled_images_leave_the_batch(tiny_backbone: Backbone, concepts: lis
         before = len(rows)
         assert len(list(queue.submit([RECIPE], {"{}": concepts[0]}))) == 1
         assert rows[-1] == 2 and len(rows) - before <= RECIPE.steps + 1
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_nothing_in_progress_is_no_step(tiny_backbone: Backbone, rows: list[int], mixed: bool) -> None:
+    """As when all that was in progress has been cancelled."""
+    progress = InProgress(tiny_backbone, 8, mixed=mixed)
+    progress.step()
+    assert not progress and progress.has_room and not rows
 
 
 def test_an_error_is_that_requests_alone(tiny_backbone: Backbone, concepts: list[Method]) -> None:

@@ -16,6 +16,7 @@ from tiny_xl import build_tiny_xl, parts_of
 from torch import Tensor
 
 from neti.models.backbone.backbone import Backbone
+from neti.models.backbone.files.locate import find_model
 from neti.models.backbone.files.single_file import FIRST_LAYER
 from neti.models.backbone.loading import check_text_to_image, load_parts, model_hash
 from neti.utils.errors import UserError
@@ -137,6 +138,68 @@ def test_without_settings_beside_it_has_those_of_its_family(
     with pytest.raises(UserError, match=r"cannot load its weights from .*alone.safetensors") as caught:
         Backbone.from_pretrained(str(path))  # tiny weights are not of its sizes
     assert "\n" not in str(caught.value)
+
+
+YAML = "model:\n  params:\n    image_size: 64\n    parameterization: {}\n"
+VELOCITIES, NOISE = ({"prediction_type": "v_prediction"}, None), ({"prediction_type": "epsilon"}, 64)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "metadata", "marks", "expected"),
+    [
+        (YAML.format("eps"), {}, {}, NOISE),
+        (YAML.format('"v"'), {"modelspec.prediction_type": "epsilon"}, {}, VELOCITIES),
+        ("model: {params: {image_size: 64}}", {}, {}, NOISE),  # as web UIs ship it for the base model
+        ("", {"modelspec.prediction_type": "epsilon"}, {}, NOISE),
+        ("", {"modelspec.prediction_type": "v"}, {}, VELOCITIES),
+        ("", {}, {"global_step": 875000}, NOISE),
+        ("", {}, {"global_step": 140000}, None),
+        ("", {}, {}, None),
+    ],
+)
+def test_whether_a_stable_diffusion_2_predicts_noise_or_velocities(
+    tiny_backbone: Backbone, tmp_path: Path, yaml: str, metadata: dict[str, str], marks: dict[str, Any], expected: Any
+) -> None:
+    """Names and shapes do not say it; where nothing does, the 768-pixel model is assumed, and that is said."""
+    path = tmp_path / ("alone.ckpt" if marks else "alone.safetensors")
+    tensors = one_file(tiny_backbone, "2")
+    if marks:
+        torch.save({"state_dict": tensors, **marks}, path)
+    else:
+        save_file(tensors, path, metadata=metadata)
+    before = model_hash(str(path))
+    if yaml:
+        path.with_suffix(".yaml").write_text(yaml)
+        assert model_hash(str(path)) != before
+    notes = check_text_to_image(str(path))
+    assert ["put alone.yaml beside it" in note for note in notes] == ([] if expected else [True])
+    checkpoint = find_model(str(path)).checkpoint
+    assert checkpoint is not None
+    assert (checkpoint.schedule, checkpoint.latent_side) == (expected or ({}, None))
+
+
+def test_a_stable_diffusion_2_that_predicts_noise_draws_smaller(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    save_file(one_file(tiny_backbone, "2"), tmp_path / "base.safetensors", {"modelspec.prediction_type": "epsilon"})
+    parts = load_parts(str(tmp_path / "base.safetensors"), revision=None, dtype=torch.float32, weights=())
+    assert (parts["scheduler"].config["prediction_type"], parts["unet"].config["sample_size"]) == ("epsilon", 64)
+
+
+@pytest.mark.parametrize("yaml", ["", "[]", "model: 3", YAML.format("x0"), "\tx"])
+def test_a_yaml_of_another_form_is_named(tiny_backbone: Backbone, tmp_path: Path, yaml: str) -> None:
+    save_file(one_file(tiny_backbone), tmp_path / "alone.safetensors")
+    (tmp_path / "alone.yaml").write_text(yaml)
+    with pytest.raises(UserError, match=r"alone.yaml beside it has no model: \{params: \{parameterization"):
+        check_text_to_image(str(tmp_path / "alone.safetensors"))
+
+
+def test_an_xl_model_of_velocities_is_marked(xl_settings: Path) -> None:
+    """By two empty tensors, as fine-tunes for web UIs are: what it predicts, and that its noise ends without signal."""
+    xl, path = build_tiny_xl(), xl_settings / "tiny.safetensors"
+    save_file(one_file(xl, "xl") | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, path)
+    assert Backbone.from_pretrained(str(path)).scheduler.config["prediction_type"] == "epsilon", "settings beside it"
+    (xl_settings / "model_index.json").unlink()
+    scheduler = load_parts(str(path), revision=None, dtype=torch.float32, weights=())["scheduler"]
+    assert scheduler.config["prediction_type"] == "v_prediction" and scheduler.alphas_cumprod[-1] == 0
 
 
 def test_the_digest_counts_the_file(settings: Path, tensors: dict[str, Tensor]) -> None:

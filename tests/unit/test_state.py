@@ -106,7 +106,11 @@ def test_a_packed_archive_is_not_unpacked(run: RunFolder) -> None:
         TrainingState.load(run.path / "packed.pt")
 
 
-@pytest.mark.parametrize("change", [{"more": 1}, {"seed": None}, {"step": "3"}, {"method": [1]}, {"facts": 7}])
+NAN = {"weight": torch.tensor([1.0, float("nan")])}
+SHAPES = [{"more": 1}, {"seed": None}, {"step": "3"}, {"method": [1]}, {"facts": 7}]
+
+
+@pytest.mark.parametrize("change", [*SHAPES, {"step": -1}, {"step": 10**12}, {"seed": -1}, {"method": NAN}])
 def test_a_state_of_other_entries_is_refused(run: RunFolder, change: dict[str, Any]) -> None:
     record = {"format": 1, **vars(make_state()), **change}
     run.states_folder.mkdir(parents=True)

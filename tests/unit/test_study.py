@@ -45,6 +45,13 @@ def study(tmp_path: Path, tiny_backbone_folder: Path) -> Study:
     )
 
 
+def test_a_place_that_cannot_be_written_to_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for key in ("work_dir", "docs_dir"):
+        with pytest.raises(UserError, match=f"cannot write to {key} .*file.*: Not a directory"):
+            Study(StudyConfig(sd="nowhere", **{key: tmp_path / "file"}))
+
+
 def test_results_are_measured_once_per_inputs_and_damaged_ones_again(study: Study) -> None:
     calls = []
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from frames import created
 from perfusion_concepts import make_perfusion
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from neti.models.backbone.backbone import Backbone
 from neti.models.backbone.memory import estimate_memory
@@ -24,11 +26,12 @@ from neti.models.conditioning.tokens import tokenize
 from neti.models.generation.sampling import NaNImageError
 from neti.models.methods import METHODS, NeTI, NeTIConfig
 from neti.training.coach.objective import Batch, Objective
-from neti.training.coach.optimizer import Diverged, Losses, make_optimizer
+from neti.training.coach.optimizer import Diverged, Losses, check_saved, make_optimizer
 from neti.training.coach.stop import GracefulStop
 from neti.training.config.options import LRSchedule
 from neti.training.config.run import EvalConfig, OptimConfig
 from neti.training.evaluation.validation import validation_grids
+from neti.utils.errors import first_line
 
 
 @pytest.fixture
@@ -54,6 +57,38 @@ def test_losses_are_means_and_come_once(accelerator: Accelerator) -> None:
     losses.add(2, [torch.tensor(5.0), torch.tensor(6.0)], 0.25)
     assert losses.read() == [(1, 2.0, 0.5), (2, 5.5, 0.25)]
     assert losses.read() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda optimizer, schedule: optimizer["state"].clear(),
+        lambda optimizer, schedule: optimizer["state"][1].pop("exp_avg_sq"),
+        lambda optimizer, schedule: optimizer["state"][0].update(exp_avg=torch.zeros(3)),
+        lambda optimizer, schedule: optimizer["state"].update({1: None}),
+        lambda optimizer, schedule: optimizer["param_groups"].clear(),
+        lambda optimizer, schedule: optimizer["param_groups"][0].update(lr="x"),
+        lambda optimizer, schedule: schedule.update(last_epoch="x"),
+        lambda optimizer, schedule: schedule.update(base_lrs=[]),
+        lambda optimizer, schedule: schedule.pop("last_epoch"),
+    ],
+)
+def test_a_saved_optimizer_of_another_shape_is_refused(change: Callable[..., object]) -> None:
+    def parts() -> tuple[torch.optim.AdamW, LambdaLR]:
+        optimizer = torch.optim.AdamW(nn.Linear(2, 3).parameters())
+        return optimizer, LambdaLR(optimizer, lambda step: 1.0)
+
+    trained, schedule = parts()
+    for parameter in trained.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    trained.step()
+    schedule.step()
+    saved = copy.deepcopy((trained.state_dict(), schedule.state_dict()))
+    check_saved(*saved, *parts())
+    change(*saved)
+    with pytest.raises((ValueError, KeyError, TypeError)) as caught:
+        check_saved(*saved, *parts())
+    assert "\n" not in first_line(caught.value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

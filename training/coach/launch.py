@@ -25,7 +25,7 @@ from ...models.backbone.backbone import Backbone
 from ...models.backbone.loading import WEIGHTS
 from ...utils.config.parsing import save_yaml, to_plain_dict
 from ...utils.devices import allow_tf32, pick_device
-from ...utils.errors import UserError, first_line
+from ...utils.errors import UserError, first_line, shorten
 from ..config.run import MixedPrecision, RunConfig, Tracker
 from ..data.dataset import ConceptDataset
 from . import state as states
@@ -181,7 +181,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         )
     except ValueError as error:
         _forget_processes()  # half made, it would break the next run
-        seen = ", ".join(f"{name}={os.environ[name]}" for name in LAUNCHER_VARIABLES if name in os.environ)
+        seen = ", ".join(f"{name}={shorten(os.environ[name], 40)}" for name in LAUNCHER_VARIABLES if name in os.environ)
         raise UserError(
             f"the processes cannot be set up: {first_line(error)} (environment: {seen or 'none of a launcher'}); unset "
             "these variables, or start several processes by `accelerate launch`"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...models.methods import Method
+from ...utils.errors import shown
 from ..config.run import OptimConfig
 
 
@@ -36,6 +38,41 @@ def make_optimizer(method: Method, config: OptimConfig, learning_rate: float) ->
         num_training_steps=config.max_train_steps,
     )
     return optimizer, schedule
+
+
+def check_saved(
+    saved: Mapping[str, Any], saved_schedule: Mapping[str, Any], optimizer: torch.optim.AdamW, schedule: LRScheduler
+) -> None:
+    """ValueError or KeyError, naming the entry, unless the state dicts are of such an optimizer and schedule.
+
+    PyTorch takes what it is given, and fails or learns otherwise at the next step.
+    """
+    check_alike("groups", saved["param_groups"], optimizer.state_dict()["param_groups"])
+    check_alike("schedule", saved_schedule, schedule.state_dict())
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = saved["state"]
+    if saved_schedule["last_epoch"] > 0 and not moments:
+        raise ValueError("the optimizer's moments are missing")
+    for number, parameter in enumerate(parameters):
+        if number in moments:
+            wanted = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+            check_alike(f"moments of {number}", {name: moments[number][name] for name in wanted}, wanted)
+
+
+def check_alike(name: str, saved: Any, own: Any) -> None:
+    """ValueError unless `saved` has the types, lengths and shapes of `own`; entries of other versions are free."""
+    if isinstance(own, dict) and isinstance(saved, dict):
+        for key in own.keys() & saved.keys():
+            check_alike(f"{name}, {key}", saved[key], own[key])
+    elif isinstance(own, (list, tuple)) and isinstance(saved, (list, tuple)) and len(own) == len(saved):
+        for one, other in zip(saved, own, strict=True):
+            check_alike(name, one, other)
+    elif isinstance(own, Tensor) and isinstance(saved, Tensor) and own.shape == saved.shape:
+        pass
+    elif type(own) is not type(saved) and not (isinstance(own, (int, float)) and isinstance(saved, (int, float))):
+        raise ValueError(f"{name} is {shown(saved)}")
+    elif isinstance(own, (list, tuple, Tensor)):
+        raise ValueError(f"{name} is of another size")
 
 
 class StepLoss(NamedTuple):

@@ -5,7 +5,7 @@ The numbers are computed once, printed, saved as `derived.json`, and never writt
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,7 +36,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number ->
 class Setup:
     """The parts of a run. first_step: 0, or the step of the concept that training starts from.
 
-    encoded: the word that an encoder gave for the photos, if the concept starts at one.
+    encoded: the word that an encoder gave for the photos, if the concept starts at one. notes: on the model.
     """
 
     dataset: ConceptDataset
@@ -45,6 +45,7 @@ class Setup:
     target_norm: float
     first_step: int
     encoded: list[float] | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def set_up(
     Raises UserError for whatever does not fit model or method: placeholder, super category, resolution, prompts,
     truncations, settings.
     """
-    check_text_to_image(config.model.pretrained_model_name_or_path, config.model.revision)
+    notes = check_text_to_image(config.model.pretrained_model_name_or_path, config.model.revision)
     if backbone is None:
         backbone = Backbone.from_pretrained(
             config.model.pretrained_model_name_or_path,
@@ -113,7 +114,7 @@ def set_up(
     for settings in config.eval.variants:
         method.drawn_with(**(settings or {}))
     target_norm = getattr(method.config, "target_norm", None) or float(embedding.norm())
-    return Setup(dataset, backbone, method, target_norm, first_step, encoded)
+    return Setup(dataset, backbone, method, target_norm, first_step, encoded, notes)
 
 
 def _new_method(config: RunConfig, dataset: ConceptDataset, backbone: Backbone, embedding: Tensor) -> Method:
@@ -268,7 +269,7 @@ def describe(config: RunConfig, setup: Setup, plan: RunPlan) -> str:
         lines["masks"] += ", where the frozen model is the target" * (data.outside_mask is OutsideMask.frozen)
     if config.dry_run:  # counting takes longer than the first steps on a small model
         lines["memory"] = f"{_memory(config, setup, plan)} (estimate for one training step on each device)"
-    notes = [f"note: {note}" for note in setup.dataset.notes]
+    notes = [f"note: {note}" for note in (*setup.notes, *setup.dataset.notes)]
     return "\n".join([*(f"{name:<14} {text}" for name, text in lines.items()), *notes])
 
 

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pyrallis.utils import flatten
+from torch import Tensor
 
 from ...utils.config.parsing import to_plain_dict
 from ...utils.config.records import from_plain
 from ...utils.errors import UserError
-from ...utils.files import write_atomically
+from ...utils.files import MAX_INTEGER, write_atomically
 from ..config.run import DataConfig, LogConfig, RunConfig
 from .run_folder import RunFolder
 
 FORMAT = 1
+MAX_STEP = 10**9
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,27 @@ class TrainingState:
         if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
             raise UserError(f"resume: {path} is no training state of this version (format {FORMAT})")
         try:
-            return from_plain(cls, record)
+            state = from_plain(cls, record)
+            if not (0 <= state.step <= MAX_STEP and 0 <= state.seed <= MAX_INTEGER):
+                raise ValueError(f"step {state.step} and seed {state.seed} are of no run")
+            if not isinstance(state.facts.get(WEIGHTS, {}), dict):
+                raise ValueError(f"{WEIGHTS} must be an object {{...}}")
+            if not all(tensor.isfinite().all() for tensor in _tensors([state.method, state.optimizer])):
+                raise ValueError("it holds NaN or infinity")
+            return state
         except ValueError as error:
             raise UserError(
                 f"resume: {path} has not the entries of a training state ({error}); name an older one by --resume PATH"
             ) from None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested dicts and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
 
 
 # Settings that do not change what a step does. The two folders are judged by what lies there (see `facts`).

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ...models.concepts.concept import Concept
+from ...models.concepts.tensors import state_of
 from ...models.generation.gallery import Variant
 from ...models.generation.sampling import NaNImageError
 from ...utils.config.parsing import to_plain_dict
@@ -21,7 +22,7 @@ from ..data.latents import LatentCache
 from ..evaluation.validation import validation_grids, validation_recipes
 from .logs import MetricsLog, Watcher
 from .objective import Objective
-from .optimizer import Diverged, Losses, make_optimizer
+from .optimizer import Diverged, Losses, check_saved, make_optimizer
 from .plan import RunPlan, Setup
 from .run_folder import RunFolder
 from .state import TrainingState
@@ -177,7 +178,8 @@ class Trainer:
 
     def _restore(self, state: TrainingState) -> None:
         try:
-            self.setup.method.load_state_dict(state.method)
+            check_saved(state.optimizer, state.schedule, self.optimizer, self.schedule)
+            self.setup.method.load_state_dict(state_of(self.setup.method, state.method))
             self.optimizer.load_state_dict(state.optimizer)
             self.schedule.load_state_dict(state.schedule)
             if state.scaler is not None and self.accelerator.scaler is not None:

@@ -7,8 +7,10 @@ Frozen: what is derived from the settings (the scaled learning rate, the norm, .
 The comment above a field is its documentation and what `--help` prints.
 """
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Optional
@@ -19,7 +21,8 @@ from ...models.methods.perfusion.config import PerfusionOptions
 from ...utils.config.parsing import Config
 from ...utils.config.values import name_or_path, setting
 from ...utils.devices import device_problems
-from ...utils.errors import shown
+from ...utils.errors import UserError, shown
+from ...utils.files import LONGEST_NAME, user_path
 from ...utils.images import SquareMode
 from ...utils.seeds import parse_seeds
 from .options import (
@@ -37,7 +40,6 @@ from .options import (
     Tracker,
 )
 
-LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 STEPS: dict[str, Any] = {"at_most": 10**9, "why": "more would take years"}
 MAX_SAMPLES = 1_000_000  # of one optimizer step
 COMMON_MODEL_KEYS = (
@@ -391,14 +393,26 @@ class OptimConfig(Config):
         return lines
 
 
+def steps_of_epochs(epochs: Any, written: Mapping[str, Any]) -> str:
+    """What to write in the place of epochs: the number of steps, where the keys that were written tell it."""
+    from ..data.photos import find_images  # late: it needs the config itself
+
+    rule = "epochs x images x data.repeats / (train_batch_size x gradient_accumulation_steps x processes)"
+    steps = ""
+    with suppress(UserError, LookupError, ValueError, TypeError, ArithmeticError):
+        photos, _ = find_images(user_path(written["data.train_data_dir"]))
+        samples = float(epochs) * len(photos) * int(written.get("data.repeats", DataConfig.repeats))
+        keys = ("train_batch_size", "gradient_accumulation_steps")
+        factors = [int(written.get(f"optim.{key}", getattr(OptimConfig, key))) for key in keys]
+        steps = f"{math.ceil(samples / (math.prod(factors) * int(os.environ.get('WORLD_SIZE', '1'))))}, which is "
+    return f"there are no epochs here; write optim.max_train_steps: {steps}{rule}"
+
+
 @dataclass(frozen=True)
 class RunConfig(Config):
     """One training run."""
 
-    absent: ClassVar[Mapping[str, str]] = {
-        "num_train_epochs": "there are no epochs here; write optim.max_train_steps: epochs x images x data.repeats / "
-        "(train_batch_size x gradient_accumulation_steps x processes)",
-    }
+    absent: ClassVar[Mapping[str, Callable[[Any, Mapping[str, Any]], str]]] = {"num_train_epochs": steps_of_epochs}
 
     log: LogConfig
     data: DataConfig

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ...utils.errors import UserError
-from ...utils.files import write_atomically, write_json
+from ...utils.files import require_writable, write_atomically, write_json
 from ...utils.statistics import CONFIDENCE, Bootstrap, Estimate
 from .rows import Kind, Row, truncation_name
 from .scores import METRICS
@@ -106,7 +106,8 @@ def bootstrap_protocol(bootstrap: Bootstrap) -> dict[str, Any]:
 
 
 def require_replaceable(folder: Path) -> None:
-    """Raise UserError if one of the files that a report writes is there and is somebody else's."""
+    """Raise UserError if one of the files that a report writes is there and is somebody else's, or none could be."""
+    require_writable(folder, "output_dir")
     ours = {JSON: _is_our_json, CSV: _is_our_csv, PLOT: _is_our_plot}
     for name, is_ours in ours.items():
         path = folder / name

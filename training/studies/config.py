@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Optional
 
 from ...utils.config.parsing import Config
-from ...utils.config.values import setting
+from ...utils.config.values import name_or_path, setting
 from ..miniature.pretraining.config import Scale
 from ..miniature.world.objects import world_objects
 
@@ -18,9 +18,9 @@ class StudyConfig(Config):
     # Which world the model was trained on: cpu or gpu
     scale: Scale = Scale.cpu
     # The model: "miniature", or a folder in diffusers layout
-    sd: str = "miniature"
+    sd: str = setting("miniature", parse=name_or_path)
     # The metric model: "miniature-judge", or the folder of a transformers CLIPModel
-    judge: str = "miniature-judge"
+    judge: str = setting("miniature-judge", parse=name_or_path)
     # Path of NotoColorEmoji.ttf; unset: where Debian's fonts-noto-color-emoji puts it
     font: Optional[Path] = None
     # Kinds of things that the U-Net learned (unet.categories of its pretraining); empty: all of the world's

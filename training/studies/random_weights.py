@@ -1,9 +1,10 @@
-"""Stable Diffusion v1.4's architecture with random weights: what speed and memory depend on, without a download."""
+"""Stable Diffusion's architectures with random weights: what speed and memory depend on, without a download."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
@@ -12,7 +13,8 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenize
 
 from ...models.backbone.backbone import Backbone
 from ...models.backbone.files.quiet import without_warnings
-from ...models.backbone.loading import BUNDLED
+from ...models.backbone.files.single_file import FAMILIES, TOKENIZER
+from ...models.backbone.loading import BUNDLED, CLASSES
 from ...models.backbone.safety import SafetyChecker
 
 
@@ -56,6 +58,21 @@ def sd14(device: str | torch.device, dtype: torch.dtype) -> Backbone:
     return Backbone(
         tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, unet=unet, scheduler=scheduler, name="sd14"
     )
+
+
+def sdxl(device: str | torch.device, dtype: torch.dtype) -> Backbone:
+    """Stable Diffusion XL, likewise, of the settings that come with the project."""
+    folder = FAMILIES / "stable-diffusion-xl"
+    tokenizers = [CLIPTokenizer.from_pretrained(TOKENIZER, pad_token=pad) for pad in ("<|endoftext|>", "!")]
+    parts: dict[str, Any] = {}
+    with _born(device, dtype):
+        for name, model_class in CLASSES.items():
+            if name.startswith("text_encoder"):
+                parts[name] = model_class(CLIPTextConfig.from_pretrained(folder / name))
+            else:
+                parts[name] = model_class.from_config(model_class.load_config(folder / name))
+    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    return Backbone(tokenizer=tokenizers[0], tokenizer_2=tokenizers[1], scheduler=scheduler, name="sdxl", **parts)
 
 
 def safety_checker(device: str | torch.device, dtype: torch.dtype) -> SafetyChecker:

@@ -24,8 +24,9 @@ from ...models.generation.recipes import ImageRecipe
 from ...models.judging.metric_model import CLIPMetricModel
 from ...utils.config.parsing import parse_config
 from ...utils.errors import UserError
-from ...utils.files import write_json
+from ...utils.files import require_writable, write_json
 from ...utils.hashing import SHORT, folder_hash, json_hash
+from ...utils.images import load_image
 from ...utils.images.png import write_png
 from ..coach.launch import launch
 from ..coach.run_folder import RunFolder
@@ -50,8 +51,11 @@ class Study:
     """`model`: digest of the model's files; `photos`: the held-out concepts by name."""
 
     def __init__(self, config: StudyConfig) -> None:
-        """Raises UserError for a font, concept folder, model or metric model that is not there."""
+        """Raises UserError for a font, concept folder, model or metric model that is not there, and for folders that
+        cannot be written to."""
         self.config = config
+        require_writable(config.work_dir, "work_dir")
+        require_writable(config.docs_dir / "images", "docs_dir")  # the pictures come last
         self.world = World.create(config.scale.value, config.font)
         self.photos = {one.name: one for one in read_concepts(config.concepts_dir)}
         self.backbone = Backbone.from_pretrained(config.sd)
@@ -126,7 +130,7 @@ class Study:
         missing = [recipe for recipe, path in paths.items() if not path.exists()]
         for drawn in draw(self.backbone, missing, concepts, batch_size=BATCH):
             write_png(drawn.image, paths[drawn.recipe], {"recipe": asdict(drawn.recipe), "concepts": list(about)})
-        return [Image.open(paths[recipe]).convert("RGB") for recipe in recipes]
+        return [load_image(paths[recipe]) for recipe in recipes]
 
     def draw_words(self, prompt: str, seeds: Iterable[int]) -> list[Image.Image]:
         """One image per seed of a prompt without a concept."""
@@ -141,7 +145,7 @@ class Study:
         path = self.config.work_dir / "results" / f"{name}-{json_hash(dict(inputs))}.json"
         try:
             return json.loads(path.read_text(encoding="utf-8"))["result"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             print(f"measuring: {name}", flush=True)
             result = measure()
             write_json({"inputs": dict(inputs), "result": result}, path)

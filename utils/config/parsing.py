@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import enum
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -34,10 +34,11 @@ MAX_PROBLEMS = 20  # a file that is no config at all would fill the screen
 class Config:
     """Base of every config dataclass. Ranges stand with the fields (`setting`), checks across fields in `problems`.
 
-    absent: keys that users of other programs look for -> what to write instead.
+    absent: keys that users of other programs look for -> what to write instead, given the key's own text and the texts
+    of all keys.
     """
 
-    absent: ClassVar[Mapping[str, str]] = {}
+    absent: ClassVar[Mapping[str, Callable[[Any, Mapping[str, Any]], str]]] = {}
 
     def problems(self) -> list[str]:
         """One line for each combination of this config's values that makes no sense."""
@@ -112,6 +113,7 @@ class _Reader:
         self.problems: list[str] = []
         self.files: list[str] = []
         self.absent = config_class.absent
+        self.texts: dict[str, Any] = {}
         self._list_keys(config_class, "")
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
@@ -127,6 +129,7 @@ class _Reader:
             except UserError as error:
                 self.problems.append(f"{name} = {shown(text)} ({COMMAND_LINE}): {error}")
         values: dict[str, Any] = {}
+        self.texts = {name: raw for name, (raw, _) in written.items()}
         for name, (raw, where) in written.items():
             try:
                 values[name] = self._value(name, raw, where)
@@ -201,7 +204,7 @@ class _Reader:
     def _suggestion(self, name: str) -> str:
         group, _, leaf = name.rpartition(".")
         if leaf in self.absent:
-            return self.absent[leaf]
+            return self.absent[leaf](self.texts[name], self.texts)
         names = [*self.keys, *self.groups] if len(name) < 100 else []
         by_leaf = {known.rpartition(".")[2]: known for known in reversed(names)}
         if close := difflib.get_close_matches(name, names, n=1, cutoff=CUTOFF):

@@ -10,7 +10,7 @@ from pathlib import Path
 from ....utils.errors import UserError, first_line
 from ....utils.hashing import SHORT, file_hash, sha256
 from .hub import HUB_NAME, fetch
-from .single_file import ENDINGS, Checkpoint, open_checkpoint
+from .single_file import ENDINGS, Checkpoint, open_checkpoint, parameters
 from .weights import CHECKER, INDEX, SECOND, WEIGHTS, find_weights
 
 BUNDLED = {
@@ -96,7 +96,10 @@ def _used(files: ModelFiles, parts: Collection[str]) -> dict[str, Path]:
         if files.checkpoint is None:
             names = find_weights(part, files.folder / part).names
             used |= {f"{part}/{name}": files.folder / part / name for name in names}
-    return used if files.checkpoint is None else used | {"checkpoint": files.checkpoint.path}
+    if files.checkpoint is None:
+        return used
+    beside = {"parameters": parameters(files.checkpoint.path)}
+    return used | {"checkpoint": files.checkpoint.path} | {key: path for key, path in beside.items() if path.is_file()}
 
 
 def _checkpoint(name: str, path: Path) -> ModelFiles:

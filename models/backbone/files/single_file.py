@@ -2,17 +2,19 @@
 
 Such a file holds weights only. Settings and tokenizer are those that lie beside it (the layout of the hub's
 repositories: `model_index.json`, `unet/config.json`, `tokenizer/`), else those of its family, which come along here.
+Whether its U-Net predicts noise or velocities is in neither names nor shapes: see `_prediction`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.serialization import safe_globals
@@ -35,15 +37,22 @@ TEXT_ENCODERS = {  # how the names of a family's last text encoder begin
     "cond_stage_model.transformer.": "stable-diffusion-1",
     "cond_stage_model.model.": "stable-diffusion-2",
 }
+PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "eps": "epsilon", "epsilon": "epsilon"}
+BASE_STEP = 875000  # of its training, at which the published `.ckpt` of Stable Diffusion 2's base model was saved
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """path: the file. family: which Stable Diffusion it is. settings: the folder with its settings."""
+    """path: the file. family: which Stable Diffusion it is. settings: the folder with its settings. schedule: what its
+    noise schedule has different from these. latent_side: of its latents, where it is another. note: what was assumed.
+    """
 
     path: Path
     family: str
     settings: Path
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    latent_side: int | None = None
+    note: str | None = None
 
     def tokenizer(self, part: str) -> tuple[Path, str | None]:
         """The folder of its `tokenizer` or `tokenizer_2`, and the padding where that is not the folder's own."""
@@ -57,12 +66,52 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises an error, mostly ValueError, for a file that is not a whole Stable Diffusion: damaged, unsafe, another thing.
     """
     check_files(path.parent, [path.name])
-    shapes = _shapes(path)
+    shapes, about = _contents(path)
     family = _family(shapes)
     if problem := input_problem(shapes[FIRST_LAYER][1], latent_channels=4):
         raise ValueError(problem)
-    is_beside = (path.parent / INDEX).is_file()
-    return Checkpoint(path, family, path.parent if is_beside else FAMILIES / family)
+    if (path.parent / INDEX).is_file():
+        return Checkpoint(path, family, path.parent)
+    schedule: dict[str, Any] = {}
+    side, note = None, None
+    if prediction := _prediction(path, shapes, about):
+        schedule["prediction_type"] = prediction
+        side = 64 if family == "stable-diffusion-2" and prediction == "epsilon" else None
+    elif family == "stable-diffusion-2":
+        note = (
+            f"{path.name} does not say whether it predicts velocities (Stable Diffusion 2.x of 768 pixels, which is "
+            f"assumed) or noise (a base model of 512); if it is a base model, put {parameters(path).name} beside it, "
+            'as web UIs want it, with "model: {params: {parameterization: eps}}"'
+        )
+    if "ztsnr" in shapes:
+        schedule["rescale_betas_zero_snr"] = True
+    return Checkpoint(path, family, FAMILIES / family, schedule, side, note)
+
+
+def parameters(path: Path) -> Path:
+    """The file beside a checkpoint in which web UIs look up what kind of model it is."""
+    return path.with_suffix(".yaml")
+
+
+def _prediction(path: Path, names: Collection[str], about: Mapping[str, Any]) -> str | None:
+    """What its U-Net predicts, by whatever says so: the `.yaml` of web UIs, the mark `v_pred` among the tensors, the
+    metadata of the modelspec standard, the step of the training. None if nothing does.
+
+    ValueError for a `.yaml` of another form.
+    """
+    file = parameters(path)
+    if file.is_file():
+        try:
+            settings = yaml.safe_load(file.read_text("utf-8"))["model"]["params"]
+            return PREDICTIONS[settings.get("parameterization", "eps")]
+        except Exception as error:  # anybody's file
+            wanted = "model: {params: {parameterization: eps or v}}"
+            raise ValueError(f"{file.name} beside it has no {wanted}") from error
+    if "v_pred" in names:
+        return "v_prediction"
+    if (written := str(about.get("modelspec.prediction_type")).lower()) in PREDICTIONS:
+        return PREDICTIONS[written]
+    return "epsilon" if about.get("global_step") == BASE_STEP else None
 
 
 def load_checkpoint(checkpoint: Checkpoint, parts: Collection[str], dtype: torch.dtype) -> dict[str, nn.Module]:
@@ -104,15 +153,16 @@ def _family(names: Collection[str]) -> str:
     )
 
 
-def _shapes(path: Path) -> dict[str, Sequence[int]]:
-    """Name -> shape of the tensors in a checkpoint; no values are read."""
+def _contents(path: Path) -> tuple[dict[str, Sequence[int]], Mapping[str, Any]]:
+    """Name -> shape of the tensors in a checkpoint, and what it says about itself; no values are read."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  (no mapping)
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  (no mapping)
+            return shapes, file.metadata() or {}
     with _readable(path):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     tensors = content.get("state_dict", content)
-    return {name: tensor.shape for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    return {name: tensor.shape for name, tensor in tensors.items() if isinstance(tensor, Tensor)}, content
 
 
 @contextmanager

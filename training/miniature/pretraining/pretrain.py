@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ....utils.config.parsing import to_plain_dict
 from ....utils.errors import UserError
-from ....utils.files import read_json_object, write_json
+from ....utils.files import read_json_object, require_writable, write_json
 from ..world import captions
 from ..world.world import World
 from . import clip, data, loop, tokenizer, unet, vae, vision
@@ -49,6 +49,8 @@ def pretrain(config: MiniatureConfig) -> bool:
     Several processes (see ``loop``) share the U-Net's training; the first one runs all else while the others wait.
     UserError for a font, device or model that is not there, and for files in ``work_dir`` made with other settings.
     """
+    require_writable(config.work_dir, "work_dir")
+    require_writable(config.output_dir, "output_dir")  # which is filled hours later
     device = loop.join_processes(config.device)
     if config.vision_only:
         return loop.rank() > 0 or _pretrain_vision(config, device)

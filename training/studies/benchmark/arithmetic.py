@@ -8,7 +8,7 @@ of all inputs and outputs, as if nothing were fused but attention, and no cache 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ....models.backbone.backbone import Backbone
 from ....models.backbone.denoiser import Denoiser
+from ....models.backbone.memory import estimate_memory
 from ....models.conditioning.conditioning import ConceptVectors, Conditioning, condition
 from ....models.conditioning.prompts import SLOT
 from ....models.conditioning.tokens import tokenize
 from ....models.generation.run import DTYPES
 from ....models.methods import NeTI, NeTIConfig, Start
-from ..random_weights import sd14
+from ..random_weights import sd14, sdxl
 from ..timing import CPU_ATTENTION, GIB, Row, fused_attention
 from .config import BenchmarkConfig
 
@@ -121,16 +122,20 @@ def step_cost(backbone: Backbone, batch: int) -> StepCost:
         made: dict[str, Any] = {}
 
         def encode() -> None:
-            made["text"] = condition(backbone.text, tokens, {SLOT: vectors}, frame)
+            size = (backbone.image_size, backbone.image_size)
+            made["text"] = condition(backbone.text, tokens, {SLOT: vectors}, frame, image_size=size)
+            made["parts"] = {"keys": made["text"].keys, "values": made["text"].values}
+            made["parts"] |= {name: part for name, part in made["text"].added.items() if part.requires_grad}
 
         def denoise() -> None:
-            keys, values = (part.detach().requires_grad_() for part in (made["text"].keys, made["text"].values))
-            made["read"] = Conditioning(keys, values, made["text"].slots)
-            made["loss"] = F.mse_loss(denoiser(latents, timesteps, made["read"]), latents)
+            read = made["read"] = {name: part.detach().requires_grad_() for name, part in made["parts"].items()}
+            added = {name: read.get(name, part) for name, part in made["text"].added.items()}
+            conditioning = Conditioning(read["keys"], read["values"], made["text"].slots, added=added)
+            made["loss"] = F.mse_loss(denoiser(latents, timesteps, conditioning), latents)
 
         def encode_backward() -> None:
-            parts = [(getattr(made["text"], name), getattr(made["read"], name).grad) for name in ("keys", "values")]
-            torch.autograd.backward([part for part, _ in parts], [gradient for _, gradient in parts])
+            gradients = [made["read"][name].grad for name in made["parts"]]
+            torch.autograd.backward(list(made["parts"].values()), gradients)
 
         text, unet, unet_backward = count(encode), count(denoise), count(lambda: made["loss"].backward())
         text_backward = count(encode_backward)
@@ -138,6 +143,42 @@ def step_cost(backbone: Backbone, batch: int) -> StepCost:
         denoise()
         to_latents = count(lambda: made["loss"].backward())
         return StepCost(mapper_cost, text, text_backward, unet, unet_backward, to_latents)
+
+
+def text_per_layer(backbone: Backbone) -> Backbone:
+    """The same model, for which every layer is a place with words of its own: 70 on Stable Diffusion XL, not 11."""
+    frame = backbone.frame
+    layers = tuple(replace(layer, place=layer.index) for layer in frame.layers)
+    other = replace(backbone)
+    other.frame = replace(frame, layers=layers)
+    return other
+
+
+def family_rows(config: BenchmarkConfig) -> list[Row]:
+    """Stable Diffusion XL beside v1.4, each at its own resolution; and what it would cost with text for every layer."""
+    dtype = DTYPES[config.dtype.value]
+    xl = sdxl("meta", dtype)
+    rows = []
+    for name, backbone in {
+        "sd14, 512 px": sd14("meta", dtype),
+        "sdxl, 1024 px": xl,
+        "sdxl, were its text encoded per layer": text_per_layer(xl),
+    }.items():
+        cost, places = step_cost(backbone, 1), backbone.frame.num_places
+        memory = estimate_memory(
+            backbone,
+            trained=0,
+            text_rows=places,
+            dtype=dtype,
+            batch_size=1,
+            latent_side=backbone.latent_size,
+            gradient_checkpointing=False,
+        )
+        share = (cost.text + cost.text_backward).flops / cost.whole.flops
+        note = f"{places} rows of text, {share:.0%} of it; frozen {memory.frozen / GIB:.2f} GiB, "
+        note += f"activations {memory.activations / GIB:.2f} GiB"
+        rows.append(Row(name, "", counted=f"{cost.whole.flops / 1e12:.3g} TFLOP", note=note))
+    return rows
 
 
 def arithmetic_rows(config: BenchmarkConfig) -> list[Row]:

@@ -20,10 +20,11 @@ class Subject(Choice):
 
 
 class Section(Choice):
-    """Groups of rows. arithmetic is about sd14; startup, numerics and earlier run the miniature through the real
-    commands."""
+    """Groups of rows. arithmetic is about sd14, families sets SDXL beside it; startup, numerics and earlier run the
+    miniature through the real commands."""
 
     arithmetic = "arithmetic"
+    families = "families"
     training = "training"
     variants = "variants"
     sampling = "sampling"
@@ -44,7 +45,7 @@ class BenchmarkConfig(Config):
     name: str = "cpu"
     # miniature, sd14 or both
     models: tuple[Subject, ...] = (Subject.miniature,)
-    # Groups of rows: arithmetic, training, variants, sampling, perfusion,
+    # Groups of rows: arithmetic, families, training, variants, sampling, perfusion,
     # serving, scaling, memory, startup, numerics, earlier
     sections: tuple[Section, ...] = tuple(Section)
     # Side of the images in pixels; unset: the model's own

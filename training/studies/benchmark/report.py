@@ -16,11 +16,11 @@ from ....models.generation.config import Dtype
 from ....utils.config.parsing import parse_config, to_plain_dict
 from ....utils.devices import describe_machine, pick_device
 from ....utils.errors import UserError
-from ....utils.files import write_json
+from ....utils.files import require_writable, write_json
 from ...config.run import RunConfig
 from ..page import measured_part, replace_chapter
 from ..timing import Row
-from .arithmetic import arithmetic_rows
+from .arithmetic import arithmetic_rows, family_rows
 from .commands import Commands, numerics_rows, process_rows, startup_rows
 from .config import BenchmarkConfig, Section, Subject
 from .earlier import earlier_rows
@@ -58,6 +58,8 @@ def write_benchmark(config: BenchmarkConfig, scripts: Path) -> Iterator[tuple[st
 def _check(config: BenchmarkConfig, page: Path) -> None:
     device = pick_device(config.device)
     measured_part(page)
+    require_writable(config.work_dir, "work_dir")
+    require_writable(config.docs_dir, "docs_dir")
     if config.dtype is Dtype.fp16 and device.type == "cpu":
         raise UserError("dtype = fp16 needs a GPU, and the device is the CPU; write bf16 or fp32")
     if not config.train_config.is_file():
@@ -68,6 +70,8 @@ def _check(config: BenchmarkConfig, page: Path) -> None:
 def _measure(config: BenchmarkConfig, commands: Commands, folder: Path) -> Iterator[tuple[str, list[Row]]]:
     if Section.arithmetic in config.sections:
         yield "sd14: arithmetic", arithmetic_rows(config)
+    if Section.families in config.sections:
+        yield "families: a training step of 1", family_rows(config)
     for subject in config.models:
         if set(config.sections) - ALONE:
             yield from _of_model(config, subject, folder / str(subject))
