@@ -1,0 +1,100 @@
+"""What a person asks for on the page, as the configuration of scripts/inference.py, which checks all of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ....models.concepts.files import ConceptFiles
+from ....models.conditioning.prompts import SLOT, Prompt
+from ....models.generation.config import InferenceConfig
+from ....models.generation.recipes import read_recipe
+from ....utils.config.parsing import parse_config
+from ....utils.errors import UserError
+from ..config import AppConfig
+from .controls import TRUNCATION, Controls
+from .library import Library
+
+KEPT = ("prompt", "negative_prompt", "truncation", "settings", "steps", "guidance_scale", "scheduler")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Images of one prompt. concept: its name in the library, for `{}`; others stand in the prompt as `{name}`.
+
+    truncation None: all units. settings: of the concept's method, by name, as far as they are moved. compare: the
+    control that stands side by side at several values. mixtures: as in scripts/inference.py, with names of the library.
+    """
+
+    prompt: str
+    concept: str | None = None
+    negative_prompt: str = ""
+    seeds: str = "0-3"
+    truncation: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    compare: str | None = None
+    steps: int = 25
+    guidance_scale: float = 7.5
+    scheduler: str = "dpmsolver++"
+    mixtures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def inference_config(
+    request: Request, app: AppConfig, library: Library, controls: Controls | None, folder: Path
+) -> tuple[InferenceConfig, dict[str, ConceptFiles]]:
+    """The configuration, and the files of the concepts by name. UserError, one line, for whatever is wrong with it."""
+    named = [name for name in Prompt.parse(request.prompt).names if name != SLOT and name not in request.mixtures]
+    named += [rule["concept"] for rules in request.mixtures.values() for rule in rules]
+    files = {name: library[name].files for name in dict.fromkeys(named)}
+    if request.concept is not None and SLOT in request.prompt:
+        files[SLOT] = library[request.concept].files
+    elif SLOT in request.prompt:
+        raise UserError("choose a concept for the {} in the prompt, or name one as {name}")
+    truncations, settings = [request.truncation], {name: [value] for name, value in request.settings.items()}
+    if request.compare and controls is not None:
+        steps = controls.steps(request.compare)
+        if request.compare == TRUNCATION:
+            truncations = steps
+        else:
+            settings[request.compare] = steps
+    options: dict[str, Any] = {
+        "prompts": [request.prompt],
+        "seeds": request.seeds,
+        "num_denoising_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "scheduler": request.scheduler,
+        "inference_dir": str(folder),
+        "torch_dtype": app.torch_dtype.value,
+        "device": app.device,
+        "truncation_idxs": truncations,
+    }
+    if SLOT in files:
+        main = files[SLOT]
+        key = "concept" if main.embeds is None else "mapper_checkpoint_path"
+        options |= {key: str(main.concept)} | ({"learned_embeds_path": str(main.embeds)} if main.embeds else {})
+    if named:
+        options["concepts"] = {name: str(files[name].concept) for name in named}
+    options |= {key: value for key, value in (("settings", settings), ("mixtures", request.mixtures)) if value}
+    options |= {"negative_prompt": request.negative_prompt} if request.negative_prompt.strip() else {}
+    words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
+    config = parse_config(InferenceConfig, words)
+    if (count := len(config.seeds) * len(config.truncations) * len(config.variants)) > app.max_images:
+        raise UserError(f"these are {count} images; ask for at most {app.max_images} at once")
+    return config, files
+
+
+def restored(path: Path, library: Library) -> Request:
+    """The request that a downloaded image came from. UserError if it carries none, or its concept is not here."""
+    try:
+        recipe = read_recipe(path)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), path.name)) from None
+    if recipe is None:
+        raise UserError(f"{path.name} carries no recipe; drop a PNG that was downloaded here, not a screenshot")
+    values = {key: getattr(recipe, key) for key in KEPT}
+    concept = library.with_hash(recipe.concept).name if recipe.concept else None
+    settings = dict(values.pop("settings") or {})
+    return Request(concept=concept, seeds=str(recipe.seed), settings=settings, **values)

@@ -1,0 +1,1 @@
+"""What people see: one file per tab, made of Gradio components and calls."""

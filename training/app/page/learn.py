@@ -1,0 +1,84 @@
+"""Tab "Learn": photos in, a concept out, and what the trainings have come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .. import views
+from ..learning.photos import receive
+from ..learning.request import DEFAULT, Lesson, presets, run_config
+from ..services import Services
+
+EVERY = 2.0  # seconds between two looks at a run
+MASKS = {"no masks": "none", "mask files among the photos": "folder", "the photos' transparency": "alpha"}
+
+
+def learn_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """Build the tab; gives what finds the runs, and the components that this fills."""
+    config, places, runs = services.config, services.places, services.runs
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            files = gr.File(
+                label="Three to six photos of one thing", file_count="multiple", height=130, elem_id="photos"
+            )
+            masks = gr.Dropdown(list(MASKS), label="Masks", info="where the thing is; what lies outside is not learned")
+            seen = gr.Gallery(
+                label="As they are learned", columns=4, height="auto", visible=False, elem_id="seen", buttons=[]
+            )
+            problems = gr.HTML(elem_id="problems")
+            name = gr.Textbox("", label="Name", info="letters, digits, _ and -", elem_id="name")
+            word = gr.Textbox("", label="What kind of thing", info="one plain word: car, cat, mug", elem_id="word")
+            with gr.Accordion("More", open=False):
+                method = gr.Dropdown(config.methods, label="Method")
+                steps = gr.Number(
+                    None, label="Steps", info="empty: as many as the recipe says", precision=0, elem_id="steps-learn"
+                )
+                preset = gr.Dropdown(presets(config), value=DEFAULT, label="Preset", info="of neti")
+            start = gr.Button("Learn", variant="primary", elem_id="learn")
+        with gr.Column(scale=3, min_width=300):
+            run = gr.Dropdown([], label="Run", elem_id="run")
+            status = gr.HTML(elem_id="run-status")
+            with gr.Row():
+                stop = gr.Button("Stop", elem_id="stop")
+                resume = gr.Button("Go on", elem_id="resume")
+            grid = gr.Image(
+                label="Drawn on the way", interactive=False, visible=False, elem_id="grid", buttons=["fullscreen"]
+            )
+    folder, timer = gr.State(None), gr.Timer(EVERY)
+
+    @guard
+    def check(uploads: list[str] | None, which: str) -> list[Any]:
+        if not uploads:
+            return [None, gr.Gallery(visible=False), ""]
+        photos = receive([Path(upload) for upload in uploads], places.fresh(places.photos), MASKS[which])
+        return [str(photos.folder), gr.Gallery(photos.shown, visible=True), views.lines(photos.problems)]
+
+    @guard
+    def learn(photos: str | None, *values: Any) -> Any:
+        *fields, which = values
+        runs.add(run_config(Lesson.of(photos, *fields, MASKS[which]), config, places))
+        return find(values[0])
+
+    @guard
+    def find(now: str | None) -> Any:
+        names = runs.names()
+        return gr.Dropdown(names, value=now if now in names else next(iter(names), None))
+
+    @guard
+    def look(name: str | None) -> list[Any]:
+        if not name:
+            return [views.note("nothing is learned yet"), gr.Image(visible=False)]
+        status = runs.status(name)
+        return [views.run_view(status), gr.Image(str(status.grid) if status.grid else None, visible=bool(status.grid))]
+
+    quiet: dict[str, Any] = {"show_progress": "hidden"}
+    gr.on([files.change, masks.change], check, [files, masks], [folder, seen, problems])
+    start.click(learn, [folder, name, word, method, steps, preset, masks], run)
+    gr.on([timer.tick, run.change], look, run, [status, grid], **quiet)
+    stop.click(guard(runs.stop), run, None).then(look, run, [status, grid], **quiet)
+    resume.click(guard(runs.resume), run, None).then(look, run, [status, grid], **quiet)
+    return find, [run]
