@@ -14,7 +14,7 @@ from ..learning.request import DEFAULT, Lesson, presets, run_config
 from ..services import Services
 
 EVERY = 2.0  # seconds between two looks at a run
-MASKS = {"no masks": "none", "mask files among the photos": "folder", "the photos' transparency": "alpha"}
+MASKS = [("none", "none"), ("mask files among the photos", "folder"), ("the photos' transparency", "alpha")]
 
 
 def learn_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[..., Any], list[Any]]:
@@ -22,46 +22,37 @@ def learn_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[.
     config, places, runs = services.config, services.places, services.runs
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            files = gr.File(
-                label="Three to six photos of one thing", file_count="multiple", height=130, elem_id="photos"
-            )
-            masks = gr.Dropdown(list(MASKS), label="Masks", info="where the thing is; what lies outside is not learned")
-            seen = gr.Gallery(
-                label="As they are learned", columns=4, height="auto", visible=False, elem_id="seen", buttons=[]
-            )
+            files = gr.File(label="Three to six photos of it", file_count="multiple", height=140, elem_id="photos")
+            seen = gr.Gallery(columns=4, height="auto", visible=False, show_label=False, buttons=[], elem_id="seen")
             problems = gr.HTML(elem_id="problems")
             name = gr.Textbox("", label="Name", info="letters, digits, _ and -", elem_id="name")
-            word = gr.Textbox("", label="What kind of thing", info="one plain word: car, cat, mug", elem_id="word")
-            with gr.Accordion("More", open=False):
+            word = gr.Textbox("", label="What kind of thing", info="a plain word: car, cat, mug", elem_id="word")
+            with gr.Accordion("More", open=False, elem_id="learn-more"):
+                masks = gr.Dropdown(MASKS, value="none", label="Masks", info="what lies outside is not learned")
                 method = gr.Dropdown(config.methods, label="Method")
-                steps = gr.Number(
-                    None, label="Steps", info="empty: as many as the recipe says", precision=0, elem_id="steps-learn"
-                )
                 preset = gr.Dropdown(presets(config), value=DEFAULT, label="Preset", info="of neti")
-            start = gr.Button("Learn", variant="primary", elem_id="learn")
+                steps = gr.Number(None, label="Steps", info="empty: as the recipe says", elem_id="learn-steps")
+            start = gr.Button("Learn it", variant="primary", elem_id="learn")
         with gr.Column(scale=3, min_width=300):
             run = gr.Dropdown([], label="Run", elem_id="run")
             status = gr.HTML(elem_id="run-status")
             with gr.Row():
-                stop = gr.Button("Stop", elem_id="stop")
-                resume = gr.Button("Go on", elem_id="resume")
-            grid = gr.Image(
-                label="Drawn on the way", interactive=False, visible=False, elem_id="grid", buttons=["fullscreen"]
-            )
+                stop = gr.Button("Stop", size="sm", elem_id="stop")
+                resume = gr.Button("Go on", size="sm", elem_id="resume")
+            grid = gr.Image(label="Drawn on the way", interactive=False, visible=False, buttons=[], elem_id="grid")
     folder, timer = gr.State(None), gr.Timer(EVERY)
 
     @guard
     def check(uploads: list[str] | None, which: str) -> list[Any]:
         if not uploads:
             return [None, gr.Gallery(visible=False), ""]
-        photos = receive([Path(upload) for upload in uploads], places.fresh(places.photos), MASKS[which])
+        photos = receive([Path(upload) for upload in uploads], places.fresh(places.photos), which)
         return [str(photos.folder), gr.Gallery(photos.shown, visible=True), views.lines(photos.problems)]
 
     @guard
-    def learn(photos: str | None, *values: Any) -> Any:
-        *fields, which = values
-        runs.add(run_config(Lesson.of(photos, *fields, MASKS[which]), config, places))
-        return find(values[0])
+    def learn(photos: str | None, name: str, *values: Any) -> Any:
+        runs.add(run_config(Lesson.of(photos, name, *values), config, places))
+        return find(name)
 
     @guard
     def find(now: str | None) -> Any:
@@ -73,7 +64,7 @@ def learn_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[.
         if not name:
             return [views.note("nothing is learned yet"), gr.Image(visible=False)]
         status = runs.status(name)
-        return [views.run_view(status), gr.Image(str(status.grid) if status.grid else None, visible=bool(status.grid))]
+        return [views.run_view(status), gr.Image(status.grid and str(status.grid), visible=bool(status.grid))]
 
     quiet: dict[str, Any] = {"show_progress": "hidden"}
     gr.on([files.change, masks.change], check, [files, masks], [folder, seen, problems])
