@@ -165,4 +165,5 @@ class Drawer:
 
 def caption(recipe: ImageRecipe) -> str:
     """What stands below an image."""
-    return f"seed {recipe.seed} · {variant_label(variant_of(recipe))}"
+    what = " ".join(recipe.parsed.names) if recipe.concepts else variant_label(variant_of(recipe))
+    return f"seed {recipe.seed} · {what}"

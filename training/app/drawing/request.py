@@ -27,6 +27,7 @@ class Request:
 
     truncation None: all units. settings: of the concept's method, by name, as far as they are moved. compare: the
     control that stands side by side at several values. mixtures: as in scripts/inference.py, with names of the library.
+    beside: further prompts, each a row of its own.
     """
 
     prompt: str
@@ -40,13 +41,19 @@ class Request:
     guidance_scale: float = 7.5
     scheduler: str = "dpmsolver++"
     mixtures: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return (self.prompt, *self.beside)
 
 
 def inference_config(
     request: Request, app: AppConfig, library: Library, controls: Controls | None, folder: Path
 ) -> tuple[InferenceConfig, dict[str, ConceptFiles]]:
     """The configuration, and the files of the concepts by name. UserError, one line, for whatever is wrong with it."""
-    named = [name for name in Prompt.parse(request.prompt).names if name != SLOT and name not in request.mixtures]
+    written = [name for prompt in request.prompts for name in Prompt.parse(prompt).names]
+    named = [name for name in written if name != SLOT and name not in request.mixtures]
     named += [rule["concept"] for rules in request.mixtures.values() for rule in rules]
     files = {name: library[name].files for name in dict.fromkeys(named)}
     if request.concept is not None and SLOT in request.prompt:
@@ -61,7 +68,7 @@ def inference_config(
         else:
             settings[request.compare] = steps
     options: dict[str, Any] = {
-        "prompts": [request.prompt],
+        "prompts": list(request.prompts),
         "seeds": request.seeds,
         "num_denoising_steps": request.steps,
         "guidance_scale": request.guidance_scale,
@@ -81,7 +88,8 @@ def inference_config(
     options |= {"negative_prompt": request.negative_prompt} if request.negative_prompt.strip() else {}
     words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
     config = parse_config(InferenceConfig, words)
-    if (count := len(config.seeds) * len(config.truncations) * len(config.variants)) > app.max_images:
+    count = len(request.prompts) * len(config.seeds) * len(config.truncations) * len(config.variants)
+    if count > app.max_images:
         raise UserError(f"these are {count} images; ask for at most {app.max_images} at once")
     return config, files
 

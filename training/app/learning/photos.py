@@ -45,7 +45,7 @@ def receive(uploads: Sequence[Path], folder: Path, masks: str = MaskSource.none)
             read_image(upload)
         except UserError as error:
             problems.append(_about(upload.name, error, upload.parent))
-            shown.append((BROKEN, f"{upload.name}: not used"))
+            shown.append((BROKEN, f"✕ {upload.name}"))
             continue
         shutil.copyfile(upload, folder / upload.name)
     if len(problems) == len(uploads):
@@ -86,5 +86,6 @@ def _preview(dataset: ConceptDataset, number: int) -> Image.Image:
 
 def _about(name: str, error: UserError, folder: Path) -> str:
     """The error's line with the photo's name alone: where the server keeps uploads helps nobody."""
-    line = str(error).replace(f"{folder}/", "").replace(str(folder), "the photos")
+    line = str(error).replace(f"{folder}/", "").replace(str(folder), "the photos").partition("; ")[0]
+    line = line.removeprefix("the image ")
     return line if not name or name in line else f"{name}: {line}"

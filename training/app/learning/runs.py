@@ -143,7 +143,8 @@ class Runs:
 
     def _state(self, name: str, record: dict[str, Any], step: int, last_step: int) -> State:
         if name in self._queued():
-            return State.queued
+            is_next = name == next(iter(self._queued())) and not self._active()
+            return State.starting if is_next and self._process and self._process.poll() is None else State.queued
         if name == self._active():
             return State.training if record.get("last_step") else State.starting
         if record.get("error"):

@@ -10,9 +10,9 @@ import gradio as gr
 
 from ....models.conditioning.prompts import PAPER_PROMPTS
 from ....models.generation.sampling import SCHEDULERS
-from .. import views
 from ..drawing.controls import LOCKS, NOTHING, SLIDERS
 from ..drawing.request import Request, restored
+from ..markup.pieces import note
 from ..services import Services
 from .panel import Panel
 
@@ -75,7 +75,7 @@ def generate_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callabl
     def bring_back(file: str) -> list[Any]:
         at = restored(Path(file), library)
         values = [at.concept, at.prompt, at.seeds, at.negative_prompt, at.steps, at.guidance_scale, at.scheduler]
-        return [at, views.note(f"restored: {Path(file).name}"), *values]
+        return [at, note(f"restored: {Path(file).name}"), *values]
 
     @guard
     def add(file: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from .. import views
 from ..learning.photos import receive
 from ..learning.request import DEFAULT, Lesson, presets, run_config
+from ..markup.pieces import lines, note
+from ..markup.runs import run_view
 from ..services import Services
 
 EVERY = 2.0  # seconds between two looks at a run
@@ -47,7 +48,7 @@ def learn_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[.
         if not uploads:
             return [None, gr.Gallery(visible=False), ""]
         photos = receive([Path(upload) for upload in uploads], places.fresh(places.photos), which)
-        return [str(photos.folder), gr.Gallery(photos.shown, visible=True), views.lines(photos.problems)]
+        return [str(photos.folder), gr.Gallery(photos.shown, visible=True), lines(photos.problems)]
 
     @guard
     def learn(photos: str | None, name: str, *values: Any) -> Any:
@@ -62,9 +63,9 @@ def learn_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[.
     @guard
     def look(name: str | None) -> list[Any]:
         if not name:
-            return [views.note("nothing is learned yet"), gr.Image(visible=False)]
+            return [note("nothing is learned yet"), gr.Image(visible=False)]
         status = runs.status(name)
-        return [views.run_view(status), gr.Image(status.grid and str(status.grid), visible=bool(status.grid))]
+        return [run_view(status), gr.Image(str(status.grid) if status.grid else None, visible=bool(status.grid))]
 
     quiet: dict[str, Any] = {"show_progress": "hidden"}
     gr.on([files.change, masks.change], check, [files, masks], [folder, seen, problems])

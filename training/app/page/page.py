@@ -11,9 +11,10 @@ import gradio as gr
 from ..services import Services, guarded
 from .generate import generate_tab
 from .learn import learn_tab
+from .mix import mix_tab
 
 TITLE = "# NeTI\nLearn a concept from a few photos, draw it anywhere."
-TABS: dict[str, Callable[..., Any]] = {"Learn": learn_tab, "Generate": generate_tab}
+TABS: dict[str, Callable[..., Any]] = {"Learn": learn_tab, "Generate": generate_tab, "Mix": mix_tab}
 
 
 def build(services: Services) -> gr.Blocks:

@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from .. import views
 from ..drawing.request import Request
+from ..markup.pieces import bar, note
 from ..services import Services
 
 
@@ -33,7 +33,7 @@ class Panel:
 
         def show(request: gr.Request, *values: Any) -> Iterator[tuple[Any, str]]:
             for made in self.services.drawer.pictures(str(request.session_hash), request_of(*values)):
-                yield gr.Gallery(made.pictures, columns=made.columns), views.bar(made.done / made.total, made.words)
+                yield gr.Gallery(made.pictures, columns=made.columns), bar(made.done / made.total, made.words)
 
         gr.on(
             triggers, self.guard(show), inputs, [self.pictures, self.status],
@@ -42,7 +42,7 @@ class Panel:
 
     def _give_up(self, request: gr.Request) -> str:
         self.services.drawer.cancel(str(request.session_hash))
-        return views.note("cancelled")
+        return note("cancelled")
 
     def _choose(self, picked: gr.SelectData) -> Any:
         path = self.services.places.inside(picked.value["image"]["path"])
