@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -81,18 +82,20 @@ class Drawer:
             prompt, concept, negative_prompt, seeds, units, settings, over, int(steps), guidance_scale, scheduler
         )
 
-    def pictures(self, session: str, request: Request) -> Iterator[Progress]:
+    def pictures(self, session: str, request: Request, folder: Path | None = None) -> Iterator[Progress]:
         """Draw, writing every image with its recipe inside, and yield at every denoising step.
+
+        folder: where the images go, and may be already; a new one unless it is given.
 
         Ends early, without an error, when it is cancelled. UserError for whatever is wrong with the request, and when
         the memory does not suffice; the app lives on.
         """
         self.cancel(session)
         controls = self.controls(request.concept) if request.compare and request.concept else None
-        folder = self.places.fresh(self.places.pictures)
+        folder = folder or self.places.fresh(self.places.pictures)
         config, files = inference_config(request, self.config, self.library, controls, folder)
         run = InferenceRun(config, files, config.prompts or ())
-        recipes = [recipe for each in run.recipes.values() for recipe in each]
+        recipes = [recipe for each in run.missing.values() for recipe in each]
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
             drawing = self._queue(run)
@@ -143,11 +146,17 @@ class Drawer:
                 events.put(error)
 
         threading.Thread(target=pump, daemon=True).start()
-        made: list[tuple[str, str]] = []
-        size = {"images": len(ticket.recipes), "seeds": len(run.config.seeds)}
-        done, total = 0, len(ticket.recipes) * run.config.num_denoising_steps
+        recipes = [recipe for each in run.recipes.values() for recipe in each]
+        size = {"images": len(recipes), "seeds": len(run.config.seeds)}
+        total = len(recipes) * run.config.num_denoising_steps
+        done = (len(recipes) - len(ticket.recipes)) * run.config.num_denoising_steps
+
+        def there() -> list[tuple[str, str]]:
+            paths = [(run.gallery.path(recipe), caption(recipe)) for recipe in recipes]
+            return [(str(path), words) for path, words in paths if path.exists()]
+
         try:
-            yield Progress([], 0, total, **size)
+            yield Progress([], done, total, **size)
             while (event := events.get()) is not None:
                 if isinstance(event, BaseException):
                     raise event
@@ -155,10 +164,9 @@ class Drawer:
                     done += event
                 else:
                     run.gallery.add(event.image, event.recipe, {"made_with": made_with([], str(run.device))})
-                    made.append((str(run.gallery.path(event.recipe)), caption(event.recipe)))
                 if events.empty():
-                    yield Progress(list(made), min(done, total - 1), total, **size)  # some samplers take more steps
-            yield Progress(made, total, total, **size)
+                    yield Progress(there(), min(done, total - 1), total, **size)  # some samplers take more steps
+            yield Progress(there(), total, total, **size)
         finally:
             ticket.cancel()  # the browser may be gone
 

@@ -20,15 +20,17 @@ BANDS = ((901, 999), *((first, first + 99) for first in range(801, 0, -100)), (0
 MIX = "mix"  # the mixture's name in prompts
 
 
-def style_map(library: Library, first: str, second: str, start: int) -> str:
+def style_map(library: Library, first: str | None, second: str | None, start: float) -> str:
     """The map of style mixing: geometry of the first concept, appearance of the second from timestep `start` on.
 
     JSON {"rows": layer names [P], "columns": timesteps, "names": [first, second], "second": [P][bands] of 0 or 1}.
-    UserError for concepts that cannot take turns.
+    Empty without two concepts. UserError for concepts that cannot take turns.
     """
+    if not first or not second:
+        return ""
     geometry, appearance = (library[name].load().method for name in (first, second))
     frame = geometry.frame
-    mixture = style_mixture(geometry, appearance, frame.layers, start)
+    mixture = style_mixture(geometry, appearance, frame.layers, int(start))
     times = torch.tensor([(low + high) // 2 for low, high in BANDS])
     where = mixture.rules[1].where(times, frame.num_places)
     cells = where[..., 0].expand(frame.num_places, len(BANDS)).int().tolist()

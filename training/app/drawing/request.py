@@ -18,8 +18,6 @@ from ..config import AppConfig
 from .controls import TRUNCATION, Controls
 from .library import Library
 
-KEPT = ("prompt", "negative_prompt", "truncation", "settings", "steps", "guidance_scale", "scheduler")
-
 
 @dataclass(frozen=True)
 class Request:
@@ -94,15 +92,20 @@ def inference_config(
     return config, files
 
 
-def restored(path: Path, library: Library) -> Request:
-    """The request that a downloaded image came from. UserError if it carries none, or its concept is not here."""
+def restored(path: Path, library: Library) -> list[Any]:
+    """The request that a downloaded image came from, then what the page's fields say of it: concept, prompt, seeds,
+    negative prompt, steps, guidance and sampler. UserError if it carries none, or its concept is not here."""
     try:
         recipe = read_recipe(path)
     except UserError as error:
         raise UserError(str(error).replace(str(path), path.name)) from None
     if recipe is None:
-        raise UserError(f"{path.name} carries no recipe; drop a PNG that was downloaded here, not a screenshot")
-    values = {key: getattr(recipe, key) for key in KEPT}
+        raise UserError(f"{path.name} carries no recipe; take a PNG that was downloaded here, not a screenshot")
+    for name, content in (recipe.concepts or {}).items():
+        if not isinstance(content, str) or library.with_hash(content).name != name:
+            raise UserError(f"{path.name} shows {{{name}}}, a mixture, or a concept that has another name here")
     concept = library.with_hash(recipe.concept).name if recipe.concept else None
-    settings = dict(values.pop("settings") or {})
-    return Request(concept=concept, seeds=str(recipe.seed), settings=settings, **values)
+    seeds, settings = str(recipe.seed), recipe.settings or {}
+    how = recipe.steps, recipe.guidance_scale, recipe.scheduler
+    request = Request(recipe.prompt, concept, recipe.negative_prompt, seeds, recipe.truncation, settings, None, *how)
+    return [request, concept, recipe.prompt, seeds, recipe.negative_prompt, *how]

@@ -14,6 +14,7 @@ from ..places import Places
 DEFAULT = "as in the recipe"
 GRIDS = 4  # of a run: enough to see where it goes
 NO_MASKS = "none"
+MASKS = [("none", NO_MASKS), ("mask files among the photos", "folder"), ("the photos' transparency", "alpha")]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,14 @@ class Lesson:
 
     @classmethod
     def of(
-        cls, photos: str | None, name: str, word: str, method: str, steps: float | None, preset: str, masks: str
+        cls,
+        photos: str | None,
+        name: str,
+        word: str,
+        method: str = "neti",
+        steps: float | None = None,
+        preset: str = DEFAULT,
+        masks: str = NO_MASKS,
     ) -> Lesson:
         """What stands in the page's fields. UserError for one that is empty."""
         if not photos:

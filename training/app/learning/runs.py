@@ -59,8 +59,12 @@ class Status:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def is_active(self) -> bool:
-        return self.state in (State.starting, State.training)
+    def can_stop(self) -> bool:
+        return self.state in (State.queued, State.starting, State.training)
+
+    @property
+    def can_resume(self) -> bool:
+        return self.state in (State.stopped, State.failed)
 
 
 class Runs:
@@ -119,7 +123,7 @@ class Runs:
     def resume(self, name: str) -> None:
         """Put a stopped or failed run at the end of the queue again. UserError if it is not one."""
         status = self.status(name)
-        if status.state not in (State.stopped, State.failed):
+        if not status.can_resume:
             raise UserError(f"{name} is {status.state}, so there is nothing to go on with")
         self.add(self._config(name))
 

@@ -9,13 +9,12 @@ from typing import Any
 import gradio as gr
 
 from ..learning.photos import receive
-from ..learning.request import DEFAULT, Lesson, presets, run_config
+from ..learning.request import DEFAULT, MASKS, Lesson, presets, run_config
 from ..markup.pieces import lines, note
 from ..markup.runs import run_view
 from ..services import Services
 
 EVERY = 2.0  # seconds between two looks at a run
-MASKS = [("none", "none"), ("mask files among the photos", "folder"), ("the photos' transparency", "alpha")]
 
 
 def learn_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[..., Any], list[Any]]:
@@ -24,7 +23,7 @@ def learn_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[.
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             files = gr.File(label="Three to six photos of it", file_count="multiple", height=140, elem_id="photos")
-            seen = gr.Gallery(columns=4, height="auto", visible=False, show_label=False, buttons=[], elem_id="seen")
+            seen = gr.Gallery(columns=4, visible=False, show_label=False, buttons=[], elem_id="seen")
             problems = gr.HTML(elem_id="problems")
             name = gr.Textbox("", label="Name", info="letters, digits, _ and -", elem_id="name")
             word = gr.Textbox("", label="What kind of thing", info="a plain word: car, cat, mug", elem_id="word")
@@ -43,34 +42,30 @@ def learn_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[.
             grid = gr.Image(label="Drawn on the way", interactive=False, visible=False, buttons=[], elem_id="grid")
     folder, timer = gr.State(None), gr.Timer(EVERY)
 
-    @guard
     def check(uploads: list[str] | None, which: str) -> list[Any]:
         if not uploads:
             return [None, gr.Gallery(visible=False), ""]
         photos = receive([Path(upload) for upload in uploads], places.fresh(places.photos), which)
         return [str(photos.folder), gr.Gallery(photos.shown, visible=True), lines(photos.problems)]
 
-    @guard
     def learn(photos: str | None, name: str, *values: Any) -> Any:
-        runs.add(run_config(Lesson.of(photos, name, *values), config, places))
-        return find(name)
+        return find(runs.add(run_config(Lesson.of(photos, name, *values), config, places)))
 
-    @guard
     def find(now: str | None) -> Any:
         names = runs.names()
         return gr.Dropdown(names, value=now if now in names else next(iter(names), None))
 
-    @guard
     def look(name: str | None) -> list[Any]:
         if not name:
-            return [note("nothing is learned yet"), gr.Image(visible=False)]
-        status = runs.status(name)
-        return [run_view(status), gr.Image(str(status.grid) if status.grid else None, visible=bool(status.grid))]
+            return [note("nothing is learned yet"), gr.Image(visible=False), *[gr.Button(interactive=False)] * 2]
+        at = runs.status(name)
+        image = gr.Image(str(at.grid) if at.grid else None, visible=bool(at.grid))
+        return [run_view(at), image, gr.Button(interactive=at.can_stop), gr.Button(interactive=at.can_resume)]
 
-    quiet: dict[str, Any] = {"show_progress": "hidden"}
-    gr.on([files.change, masks.change], check, [files, masks], [folder, seen, problems])
-    start.click(learn, [folder, name, word, method, steps, preset, masks], run)
-    gr.on([timer.tick, run.change], look, run, [status, grid], **quiet)
-    stop.click(guard(runs.stop), run, None).then(look, run, [status, grid], **quiet)
-    resume.click(guard(runs.resume), run, None).then(look, run, [status, grid], **quiet)
+    seeing: dict[str, Any] = {"inputs": run, "outputs": [status, grid, stop, resume], "show_progress": "hidden"}
+    gr.on([files.change, masks.change], guard(check), [files, masks], [folder, seen, problems])
+    start.click(guard(learn), [folder, name, word, method, steps, preset, masks], run)
+    gr.on([timer.tick, run.change], guard(look), **seeing)
+    stop.click(guard(runs.stop), run, None).then(guard(look), **seeing)
+    resume.click(guard(runs.resume), run, None).then(guard(look), **seeing)
     return find, [run]

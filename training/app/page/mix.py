@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -16,7 +16,7 @@ from .panel import Panel
 
 def mix_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[..., Any], list[Any]]:
     """Build the tab; gives what brings its concepts up to date, and the components that this fills."""
-    config, library = services.config, services.library
+    library = services.library
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             first = gr.Dropdown([], label="Geometry: content and shape", elem_id="first")
@@ -28,17 +28,13 @@ def mix_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[...
             seeds = gr.Textbox("0-2", label="Seeds", elem_id="mix-seeds")
             panel = Panel(services, guard, "mix")
 
-    @guard
     def refresh(one: str | None, two: str | None) -> list[Any]:
         names = [entry.name for entry in library.entries()]
         both = [one if one in names else next(iter(names), None), two if two in names else next(iter(names[1:]), None)]
         return [gr.Dropdown(names, value=value) for value in both]
 
-    @guard
-    def draw_map(one: str | None, two: str | None, at: float) -> str:
-        return style_map(library, one, two, int(at)) if one and two else ""
-
+    draw_map = guard(partial(style_map, library))
     gr.on([first.change, second.change, start.release], draw_map, [first, second, start], where, show_progress="hidden")
-    draw = functools.partial(mix_request, library, config)
+    draw = partial(mix_request, library, services.config)
     panel.connect([panel.draw.click], [first, second, where, prompt, seeds], draw)
     return refresh, [first, second]

@@ -15,10 +15,10 @@ from ..services import Services
 class Panel:
     """Made where it is to stand. `connect` says what draws, and of which request."""
 
-    def __init__(self, services: Services, guard: Callable[..., Any], name: str) -> None:
+    def __init__(self, services: Services, guard: Callable[..., Any], name: str, verb: str = "Draw") -> None:
         self.services, self.guard = services, guard
         with gr.Row():
-            self.draw = gr.Button("Draw", variant="primary", elem_id=f"{name}-draw")
+            self.draw = gr.Button(verb, variant="primary", elem_id=f"{name}-draw")
             cancel = gr.Button("Cancel", elem_id=f"{name}-cancel")
         self.status = gr.HTML(elem_id=f"{name}-status")
         self.pictures = gr.Gallery(
