@@ -184,7 +184,7 @@ class ImageQueue:
     def _chunks(self) -> list[list[_Running]]:
         """What is in progress, as the batches of the next step."""
         if not self.mix_requests:
-            return [self._running[:1]]
+            return [self._running[:1]] if self._running else []
         chunks = []
         by_size = sorted(self._running, key=lambda each: each.images.latents.shape[2:])
         for _, alike in groupby(by_size, key=lambda each: each.images.latents.shape[2:]):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ....models.backbone.backbone import Backbone
-from ....models.generation.gallery import variant_label, variant_of
+from ....models.generation.gallery import in_words, variant_of
 from ....models.generation.recipes import ImageRecipe, made_with
 from ....models.generation.run import DTYPES, InferenceRun
 from ....models.generation.serving.image_queue import ImageQueue
@@ -173,5 +173,6 @@ class Drawer:
 
 def caption(recipe: ImageRecipe) -> str:
     """What stands below an image."""
-    what = " ".join(recipe.parsed.names) if recipe.concepts else variant_label(variant_of(recipe))
+    names = " ".join(recipe.parsed.names) if recipe.concepts else ""
+    what = ", ".join(in_words(variant_of(recipe))) or names or "all hidden units"
     return f"seed {recipe.seed} · {what}"

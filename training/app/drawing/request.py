@@ -12,6 +12,7 @@ from ....models.concepts.files import ConceptFiles
 from ....models.conditioning.prompts import SLOT, Prompt
 from ....models.generation.config import InferenceConfig
 from ....models.generation.recipes import read_recipe
+from ....models.methods.elite.files import BUNDLED
 from ....utils.config.parsing import parse_config
 from ....utils.errors import UserError
 from ..config import AppConfig
@@ -58,6 +59,8 @@ def inference_config(
         files[SLOT] = library[request.concept].files
     elif SLOT in request.prompt:
         raise UserError("choose a concept for the {} in the prompt, or name one as {name}")
+    elif not named:
+        raise UserError("write {} in the prompt where the concept belongs, or {name} for another")
     truncations, settings = [request.truncation], {name: [value] for name, value in request.settings.items()}
     if request.compare and controls is not None:
         steps = controls.steps(request.compare)
@@ -83,6 +86,7 @@ def inference_config(
     if named:
         options["concepts"] = {name: str(files[name].concept) for name in named}
     options |= {key: value for key, value in (("settings", settings), ("mixtures", request.mixtures)) if value}
+    options |= {"encoder": app.encoder} if app.encoder not in BUNDLED else {}
     options |= {"negative_prompt": request.negative_prompt} if request.negative_prompt.strip() else {}
     words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
     config = parse_config(InferenceConfig, words)

@@ -20,11 +20,11 @@ def photo_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[.
     missing = gr.HTML(elem_id="no-encoder")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            photo = gr.File(label="A photo of one thing", height=100, elem_id="one-photo")
+            photo = gr.File(label="A photo of one thing", height=130, elem_id="one-photo")
             brush = gr.Brush(default_size=40, colors=["#4f46e5"], color_mode="fixed")
             editor = gr.ImageEditor(type="pil", label="Paint over the thing", sources=(), transforms=(), layers=False,
-                                    brush=brush, height=400, elem_id="painted")  # fmt: skip
-            mask = gr.File(label="or drop its mask, white where the thing is", height=100, elem_id="one-mask")
+                                    brush=brush, canvas_size=(512, 512), height=440, elem_id="painted")  # fmt: skip
+            mask = gr.File(label="or drop its mask, white where the thing is", height=130, elem_id="one-mask")
             name = gr.Textbox("", label="Name", info="letters, digits, _ and -", elem_id="one-name")
             word = gr.Textbox("", label="What kind of thing", info="a plain word: car, cat, mug", elem_id="one-word")
         with gr.Column(scale=3, min_width=300):
