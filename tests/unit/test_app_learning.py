@@ -54,7 +54,7 @@ def test_masks_lie_over_what_is_not_learned(services: Services, tmp_path: Path) 
     mask.save(photo.with_name("0-masklabel.png"))
     uploads = [photo, photo.with_name("0-masklabel.png")]
     plain = receive(uploads, services.places.fresh(services.places.photos))
-    assert plain.good == 1 and plain.problems == ["0-masklabel.png: a mask, which data.masks = folder uses"]
+    assert plain.good == 1 and plain.problems == ["skipped 0-masklabel.png: a mask, which data.masks = folder uses"]
     masked = receive(uploads, services.places.fresh(services.places.photos), "folder")
     assert masked.problems == []
     before, after = (found.shown[0][0] for found in (plain, masked))
@@ -162,5 +162,5 @@ def test_runs_of_the_terminal_are_found_too(services: Services, tiny_backbone_fo
     (path.parent / "metrics.jsonl").write_text("".join(f'{{"step": {k}, "loss": {1 / k}}}\n' for k in (1, 2, 3)))
     status = services.runs.status("old")
     assert services.runs.names() == ["old"] and status.losses == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-    assert status.last_step == 0 or status.state in (State.done, State.stopped)
+    assert (status.state, status.step, status.last_step) == (State.done, 3, 3)
     assert "polyline" in run_view(status)

@@ -15,7 +15,6 @@ from ....utils.images import read_image
 from ...config.options import MaskSource
 from ...config.run import DataConfig
 from ...data.dataset import ConceptDataset
-from ...data.masks import is_mask
 
 PREVIEW = 192  # pixels
 OUTSIDE = np.array([236, 64, 122])  # the colour that lies over what a mask leaves out
@@ -39,7 +38,7 @@ def receive(uploads: Sequence[Path], folder: Path, masks: str = MaskSource.none)
     """
     masks = MaskSource(masks)
     folder.mkdir(parents=True)
-    shown, problems, stems = [], [], {path.stem for path in uploads}
+    shown, problems = [], []
     for upload in uploads:
         try:
             read_image(upload)
@@ -52,9 +51,7 @@ def receive(uploads: Sequence[Path], folder: Path, masks: str = MaskSource.none)
         raise UserError(f"none of these is a photo that can be read: {problems[0]}")
     config = DataConfig(folder, "<concept>", resolution=PREVIEW, dataloader_num_workers=0, masks=masks)
     photos, more = _as_trained(config)
-    unused = [name for name in stems if is_mask(Path(name), stems)] if masks is not MaskSource.folder else []
-    notes = [f"{len(unused)} masks among the photos are not used"] if unused else []
-    return Photos(folder, photos + shown, problems + more + notes, len(photos))
+    return Photos(folder, photos + shown, problems + more, len(photos))
 
 
 def _as_trained(config: DataConfig) -> tuple[list[tuple[Image.Image, str]], list[str]]:
