@@ -27,7 +27,7 @@ def build(services: Services) -> gr.Blocks:
 
     with gr.Blocks(title="NeTI", analytics_enabled=False) as page:
         gr.Markdown(TITLE, elem_id="title")
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
             for name, make in zip(NAMES, TABS, strict=True):
                 with gr.Tab(name) as tab:
                     refresh, filled = make(services, guard)
