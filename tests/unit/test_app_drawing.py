@@ -139,8 +139,20 @@ def test_a_new_request_of_a_session_ends_its_old_one(services: Services) -> None
     other = services.drawer.pictures("two", Request("A photo of a {}", "cat", seeds="5", steps=2))
     next(other)
     assert len(last(services, Request("A photo of a {}", "toy", seeds="3", steps=2)).pictures) == 1
-    assert not list(old)[-1:] or list(old) == []
+    assert not any(made.pictures for made in old)
     assert list(other)[-1].pictures, "another session is left alone"
+
+
+def test_what_was_cancelled_while_it_waited_leaves_a_queue_that_draws(services: Services) -> None:
+    """The queue finds nothing to do then, and must wait for more."""
+    first = services.drawer.pictures("one", Request("A photo of a {}", "toy", seeds="0", steps=50))
+    second = services.drawer.pictures("two", Request("A photo of a {}", "cat", seeds="0", steps=2))
+    next(first)
+    next(second)
+    services.drawer.cancel("two")
+    services.drawer.cancel("one")
+    assert list(second) == [] and not any(made.pictures for made in first)
+    assert len(last(services, Request("A photo of a {}", "toy", seeds="3", steps=2)).pictures) == 1
 
 
 @pytest.mark.parametrize(
