@@ -162,8 +162,8 @@ def test_the_slider_changes_the_picture_and_its_recipe_comes_back(open_page: Ope
     text_has(page, "#generate-status", "1 image drawn")
     [whole] = sources(page)
     page.locator("#truncation input[type=range]").click(position={"x": 20, "y": 4})
-    text_has(page, "#generate-pictures", r"seed 5 · \d+ units")
-    kept = re.findall(r"(\d+) units", page.inner_text("#generate-pictures"))[0]
+    text_has(page, "#generate-pictures", r"seed 5 · \d+ hidden units")
+    kept = re.findall(r"(\d+) hidden units", page.inner_text("#generate-pictures"))[0]
     text_has(page, "#generate-status", "1 image drawn")
     [truncated] = sources(page)
     one, other = (page.request.get(url).body() for url in (whole, truncated))
@@ -224,6 +224,7 @@ def test_what_is_wrong_is_one_line_and_never_a_traceback(open_page: Open) -> Non
     page.click("#generate-draw")
     text_has(page, "body", "there is no concept called 'unicorn'")
     assert "Traceback" not in page.inner_text("body")
+    assert page.request.get(f"{page.url}gradio_api/file=/etc/passwd").status == 403
     page.close()
 
 

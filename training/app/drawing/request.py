@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ....models.concepts.files import ConceptFiles
+from ....models.concepts.files import ConceptFiles, without_paths
 from ....models.conditioning.prompts import SLOT, Prompt
 from ....models.generation.config import InferenceConfig
 from ....models.generation.recipes import read_recipe
@@ -54,13 +54,14 @@ def inference_config(
     written = [name for prompt in request.prompts for name in Prompt.parse(prompt).names]
     named = [name for name in written if name != SLOT and name not in request.mixtures]
     named += [rule["concept"] for rules in request.mixtures.values() for rule in rules]
-    files = {name: library[name].files for name in dict.fromkeys(named)}
+    entries = {name: library[name] for name in dict.fromkeys(named)}
     if request.concept is not None and SLOT in request.prompt:
-        files[SLOT] = library[request.concept].files
+        entries[SLOT] = library[request.concept]
     elif SLOT in request.prompt:
         raise UserError("choose a concept for the {} in the prompt, or name one as {name}")
     elif not named:
         raise UserError("write {} in the prompt where the concept belongs, or {name} for another")
+    files = {name: entry.files for name, entry in entries.items()}
     truncations, settings = [request.truncation], {name: [value] for name, value in request.settings.items()}
     if request.compare and controls is not None:
         steps = controls.steps(request.compare)
@@ -86,6 +87,9 @@ def inference_config(
     if named:
         options["concepts"] = {name: str(files[name].concept) for name in named}
     options |= {key: value for key, value in (("settings", settings), ("mixtures", request.mixtures)) if value}
+    trained_on = {entry.header.base_model for entry in entries.values() if entry.header is not None}
+    if app.base_model and trained_on == {without_paths(app.base_model)}:  # a file keeps no local path
+        options["pretrained_model_name_or_path"] = app.base_model
     options |= {"encoder": app.encoder} if app.encoder not in BUNDLED else {}
     options |= {"negative_prompt": request.negative_prompt} if request.negative_prompt.strip() else {}
     words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
