@@ -169,8 +169,8 @@ def test_the_slider_changes_the_picture_and_its_recipe_comes_back(open_page: Ope
     text_has(page, "#generate-status", "1 image drawn")
     [whole] = sources(page)
     page.locator("#truncation input[type=range]").click(position={"x": 20, "y": 4})
-    text_has(page, "#generate-pictures", r"seed 5 · \d+ hidden units")
-    kept = re.findall(r"(\d+) hidden units", page.inner_text("#generate-pictures"))[0]
+    text_has(page, "#generate-pictures", r"\d+ units · seed 5")
+    kept = re.findall(r"(\d+) units", page.inner_text("#generate-pictures"))[0]
     text_has(page, "#generate-status", "1 image drawn")
     [truncated] = sources(page)
     one, other = (page.request.get(url).body() for url in (whole, truncated))

@@ -101,10 +101,10 @@ def test_only_what_was_moved_goes_into_the_recipe(tiny_backbone: Backbone) -> No
 def test_the_same_seeds_stand_side_by_side(services: Services) -> None:
     made = last(services, Request("A photo of a {}", "toy", seeds="0-1", compare="truncation", steps=2))
     assert [caption for _, caption in made.pictures][::2] == [
-        "seed 0 · all hidden units",
-        "seed 0 · 64 hidden units",
-        "seed 0 · 16 hidden units",
-        "seed 0 · 4 hidden units",
+        "all units · seed 0",
+        "64 units · seed 0",
+        "16 units · seed 0",
+        "4 units · seed 0",
     ]
     assert made.columns == 2 and made.words == "8 images drawn"
 

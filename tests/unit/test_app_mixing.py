@@ -65,7 +65,7 @@ def test_the_mixture_stands_between_its_parts(services: Services) -> None:
     request = mix_request(services.library, services.config, "toy", "cat", drawn, "A photo of a {}", "0-1")
     made = list(services.drawer.pictures("one", request))[-1]
     captions = [caption for _, caption in made.pictures]
-    assert captions == [f"seed {seed} · {name}" for name in ("toy", "mix", "cat") for seed in (0, 1)]
+    assert captions == [f"{name} · seed {seed}" for name in ("toy", "mix", "cat") for seed in (0, 1)]
     assert made.columns == 2
     with pytest.raises(UserError, match="where the mixture belongs"):
         mix_request(services.library, services.config, "toy", "cat", drawn, "A photo", "0")

@@ -174,5 +174,5 @@ class Drawer:
 def caption(recipe: ImageRecipe) -> str:
     """What stands below an image."""
     names = " ".join(recipe.parsed.names) if recipe.concepts else ""
-    what = ", ".join(in_words(variant_of(recipe))) or names or "all hidden units"
-    return f"seed {recipe.seed} · {what}"
+    what = ", ".join(in_words(variant_of(recipe))) or names or "all units"
+    return f"{what.replace('hidden units', 'units')} · seed {recipe.seed}"  # short: it stands in a corner
