@@ -64,7 +64,7 @@ def address(outputs: Path) -> Iterator[str]:
     with open(outputs.parent / "server.txt", "w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT)
     try:
-        deadline = time.monotonic() + PATIENCE / 1000
+        deadline = time.monotonic() + 3 * PATIENCE / 1000
         while "the page is at" not in (text := (outputs.parent / "server.txt").read_text()):
             assert server.poll() is None and time.monotonic() < deadline, text
             time.sleep(0.2)
