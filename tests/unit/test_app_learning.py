@@ -72,7 +72,7 @@ def test_a_lesson_becomes_the_recipe_with_what_was_chosen(services: Services, ph
     assert (config.optim.max_train_steps, config.log.save_steps, config.eval.validation_steps) == (100, 25, 25)
     kept = run_config(Lesson("mug", photos, "mug", preset="paper"), services.config, services.places)
     assert kept.optim.max_train_steps == 8 and kept.model.norm_rule == "base"
-    assert presets(services.config) == [DEFAULT, "compact", "paper", "reference"]
+    assert presets(services.config) == [DEFAULT, "compact", "frozen_ground", "paper", "reference"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_lesson_becomes_the_recipe_with_what_was_chosen(services: Services, ph
         ({"name": "3d"}, "is no name for a concept"),
         ({"name": "taken"}, "a concept called taken already"),
         ({"method": "dreambooth"}, "there are neti, textual_inversion, xti"),
-        ({"method": "xti", "preset": "paper"}, "is one of neti's"),
+        ({"method": "xti", "preset": "paper"}, "model.method = xti has no model.norm_rule"),
         ({"preset": "../train"}, "preset '../train': there are"),
         ({"photos": Path("/etc")}, "is not inside the outputs folder"),
         ({"steps": 0}, "must be at least 1"),

@@ -31,7 +31,7 @@ class AppConfig(Config):
     outputs: Path = Path("./outputs")
     # Method -> YAML file of scripts/train.py that it learns by; textual_inversion and xti take neti's unless named
     recipes: dict[str, Path] = field(default_factory=miniature_recipes)
-    # Folder of YAML files that a person may lay on top of neti's recipe
+    # Folder of YAML files that a person may lay on top of a recipe
     presets: Path = Path("input_configs/presets")
     # Model to learn on; unset: the one in the recipe
     base_model: Optional[str] = setting(None, parse=name_or_path)

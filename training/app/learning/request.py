@@ -49,7 +49,7 @@ class Lesson:
 
 
 def presets(app: AppConfig) -> list[str]:
-    """What can be laid on top of neti's recipe, the recipe alone first."""
+    """What can be laid on top of a recipe, the recipe alone first."""
     found = sorted(path.stem for path in app.presets.glob("*.yaml")) if app.presets.is_dir() else []
     return [DEFAULT, *found]
 
@@ -60,8 +60,6 @@ def run_config(lesson: Lesson, app: AppConfig, places: Places) -> RunConfig:
         raise UserError(f"method {shown(lesson.method)}: there are {', '.join(app.methods)}")
     if lesson.preset not in presets(app):
         raise UserError(f"preset {shown(lesson.preset)}: there are {', '.join(presets(app))}")
-    if lesson.preset != DEFAULT and lesson.method != "neti":
-        raise UserError(f"preset {lesson.preset} is one of neti's; method {lesson.method} learns {DEFAULT}")
     files = [app.recipes.get(lesson.method) or app.recipes["neti"]]
     files += [app.presets / f"{lesson.preset}.yaml"] if lesson.preset != DEFAULT else []
     name, word = places.new_name(lesson.name), " ".join(lesson.word.split())

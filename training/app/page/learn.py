@@ -30,7 +30,7 @@ def learn_tab(services: Services, guard: Callable[..., Any]) -> tuple[Callable[.
             with gr.Accordion("More", open=False, elem_id="learn-more"):
                 masks = gr.Dropdown(MASKS, value="none", label="Masks", info="what lies outside is not learned")
                 method = gr.Dropdown(config.methods, label="Method")
-                preset = gr.Dropdown(presets(config), value=DEFAULT, label="Preset", info="of neti")
+                preset = gr.Dropdown(presets(config), value=DEFAULT, label="Preset", info="on top of the recipe")
                 steps = gr.Number(None, label="Steps", info="empty: as the recipe says", elem_id="learn-steps")
             start = gr.Button("Learn it", variant="primary", elem_id="learn")
         with gr.Column(scale=3, min_width=300):
