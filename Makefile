@@ -17,19 +17,20 @@ export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint links types unit e2e wheel gpu clean
+.PHONY: help install demo app test lint links types unit e2e wheel gpu clean
 
 help:
 	@echo "make demo   install, learn a concept on the bundled miniature, and draw it in new scenes (minutes, CPU)"
+	@echo "make app    install, then learn, steer and compare concepts in a browser"
 	@echo "make test   install, then lint, types, unit, parity and end-to-end tests, and the built wheel"
 	@echo "make gpu    tests on a CUDA device, then the benchmark at Stable Diffusion v1.4's size into docs/performance.md"
 
 install: $(INSTALLED)
 
-$(INSTALLED): environment/requirements.txt environment/requirements-dev.txt setup.py
+$(INSTALLED): environment/requirements.txt environment/requirements-app.txt environment/requirements-dev.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check \
-	  -r environment/requirements.txt -r environment/requirements-dev.txt
+	  -r environment/requirements.txt -r environment/requirements-app.txt -r environment/requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
@@ -37,6 +38,9 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts/train.py --config_path input_configs/train_miniature.yaml --overwrite
 	$(BIN)/python scripts/inference.py --config_path input_configs/inference_miniature.yaml
 	$(BIN)/python scripts/make_overview.py $(DEMO)/inference --photos input_configs/concepts/taxi --seed 1
+
+app: $(INSTALLED)
+	$(BIN)/python scripts/app.py
 
 test: lint types unit e2e wheel
 

@@ -19,7 +19,7 @@ def requirements(name: str) -> list[str]:
 
 
 # Of these, classes and functions are used that carry no promise beyond the tested minor version.
-INTERNALS = ("torch", "diffusers", "transformers")
+INTERNALS = ("torch", "diffusers", "transformers", "gradio")
 
 
 def compatible(requirement: str) -> str:
@@ -44,9 +44,12 @@ setup(
         "neti.models": ["py.typed", "miniature/*", "miniature/*/*", "miniature/*/*/*"],
         "neti.models.backbone.files": ["families/*", "families/*/*", "families/*/*/*"],
         "neti.training": ["py.typed"],
+        "neti.training.app.page": ["style.css"],
         "neti.utils": ["py.typed"],
     },
     # exact pins live in environment/requirements.txt
     install_requires=[compatible(line) for line in requirements("requirements.txt")],
-    extras_require={"cluster": [compatible(line) for line in requirements("requirements-cluster.txt")]},
+    extras_require={
+        extra: [compatible(line) for line in requirements(f"requirements-{extra}.txt")] for extra in ("app", "cluster")
+    },
 )

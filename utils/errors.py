@@ -90,7 +90,7 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
             return EXIT_CLOSED_PIPE
         except Exception as error:
             what = f"{type(error).__name__}: {first_line(error)}"
-            print(f"error: {what} (a fault of this program; {_saved_traceback()})", file=sys.stderr)
+            print(f"error: {what} (a fault of this program; {saved_traceback()})", file=sys.stderr)
             return EXIT_FAULT
 
     return wrapped
@@ -108,7 +108,7 @@ def _is_another_of_many() -> bool:
     return rank.isdecimal() and processes.isdecimal() and 0 < int(rank) < int(processes)
 
 
-def _saved_traceback() -> str:
+def saved_traceback() -> str:
     """Write the exception being handled to a new file; says where."""
     try:
         with tempfile.NamedTemporaryFile(

@@ -79,6 +79,20 @@ def test_the_denoiser_is_the_only_caller_of_a_unet():
     assert calls.keys() <= UNET_CALLERS, f"only the Denoiser calls a U-Net: {calls}"
 
 
+def test_the_page_holds_no_logic_of_its_own():
+    """What can be tested without a browser is elsewhere, so the page stays short."""
+    files = [ROOT / "scripts" / "app.py", *(ROOT / "training" / "app" / "page").glob("*.py")]
+    assert len(files) > 6
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) < 400
+
+
+def test_nothing_but_its_script_imports_the_app():
+    app = ROOT / "training" / "app"
+    for path in FILES:
+        if not path.is_relative_to(app) and path != ROOT / "scripts" / "app.py":
+            assert "training.app" not in path.read_text(encoding="utf-8"), path
+
+
 def test_a_folder_shows_under_ten_names():
     """What a reader sees of a folder with `ls`."""
     for folder in {path.parent for path in FILES} - {ROOT / "scripts"}:
@@ -87,7 +101,7 @@ def test_a_folder_shows_under_ten_names():
 
 
 def test_versions_are_pinned():
-    for name in ("requirements.txt", "requirements-cluster.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-app.txt", "requirements-cluster.txt", "requirements-dev.txt"):
         lines = (ROOT / "environment" / name).read_text().splitlines()
         wanted = [line for line in lines if line and not line.startswith("#")]
         assert wanted and all("==" in line for line in wanted)
@@ -99,6 +113,7 @@ def test_an_installed_wheel_asks_for_versions_with_an_end(tmp_path):
     always, _, extras = (tmp_path / "neti.egg-info" / "requires.txt").read_text().partition("[")
     wanted = always.split()
     assert "cluster]\nray[serve]<3,>=" in extras, "Ray is asked for by those who have a cluster"
+    assert extras.startswith("app]\ngradio<"), "and Gradio by those who want the page"
     pins = [line for line in (ROOT / "environment" / "requirements.txt").read_text().splitlines() if "==" in line]
     assert len(wanted) == len(pins)
     assert all(">=" in line and "<" in line for line in wanted)

@@ -10,6 +10,7 @@ import pytest
 
 from neti.models.generation.config import InferenceConfig
 from neti.models.methods.perfusion.config import PerfusionOptions
+from neti.training.app.config import AppConfig
 from neti.training.config.options import MaskSource, NormRule, OutsideMask
 from neti.training.config.run import ModelConfig, RunConfig
 from neti.training.elite.config import EncoderConfig
@@ -34,6 +35,7 @@ CONFIGS: dict[str, type[Config]] = {
     "measure_mixing": MixingConfig,
     "reproduce_paper": ReproductionConfig,
     "train_many": ManyConfig,
+    "app": AppConfig,
 }
 DATA = {"concepts.yaml"}  # a table of the demo concepts, not a config
 PRESETS = {  # laid over a training recipe -> the group of settings that each may change
