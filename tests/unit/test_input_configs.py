@@ -44,6 +44,7 @@ PRESETS = {  # laid over a training recipe -> the group of settings that each ma
     "compact.yaml": "model",
     "frozen_ground.yaml": "data",
 }
+DRAWING = "key_lock.yaml"  # a preset laid over a recipe for drawing
 
 
 def test_every_file_parses() -> None:
@@ -54,7 +55,7 @@ def test_every_file_parses() -> None:
         parse_config(CONFIGS[launch[1]], ["--config_path", str(path)])
         seen.append(path.name)
     assert {"inference.yaml", "train.yaml", "metrics.yaml"} <= set(seen)
-    assert set(seen) | DATA | set(PRESETS) == {path.name for path in FOLDER.rglob("*.y*ml")}, (
+    assert set(seen) | DATA | set(PRESETS) | {DRAWING} == {path.name for path in FOLDER.rglob("*.y*ml")}, (
         "a YAML file hides below input_configs or under another suffix"
     )
 
@@ -69,7 +70,7 @@ def test_every_preset_goes_on_top_of_a_recipe() -> None:
     recipe = ["--config_path", str(FOLDER / "train.yaml")]
     plain = parse_config(RunConfig, recipe)
     models = {}
-    for path in sorted((FOLDER / "presets").glob("*.yaml")):
+    for path in sorted(path for path in (FOLDER / "presets").glob("*.yaml") if path.name != DRAWING):
         header = f"input_configs/train.yaml --config_path input_configs/presets/{path.name}"
         assert header in path.read_text(), path
         config = parse_config(RunConfig, [*recipe, "--config_path", str(path)])
@@ -81,6 +82,14 @@ def test_every_preset_goes_on_top_of_a_recipe() -> None:
     assert models.keys() == PRESETS.keys()
     assert models["reference.yaml"] == ModelConfig(), "the defaults are the public code's"
     assert models["paper.yaml"] == replace(ModelConfig(), norm_rule=NormRule.base)
+
+
+def test_the_key_lock_goes_on_top_of_a_recipe_for_drawing() -> None:
+    recipe, preset = FOLDER / "inference.yaml", FOLDER / "presets" / DRAWING
+    assert f"input_configs/inference.yaml --config_path input_configs/presets/{DRAWING}" in preset.read_text()
+    plain = parse_config(InferenceConfig, ["--config_path", str(recipe)])
+    locked = parse_config(InferenceConfig, ["--config_path", str(recipe), "--config_path", str(preset)])
+    assert locked == replace(plain, settings={"key_lock": (True,)})
 
 
 def test_train_yaml_is_the_papers_recipe() -> None:

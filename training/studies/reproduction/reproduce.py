@@ -194,7 +194,7 @@ class Reproduction:
                 save_jpeg(grid, folder / files[claim.letter])
         return files
 
-    def _sizes(self, main: Sequence[Job]) -> dict[str, tuple[int, int]]:
+    def _sizes(self, main: Sequence[Job]) -> dict[str, tuple[int, int | None]]:
         """Method -> (numbers it trains here, bytes of its file on SD v1.4), of those that were trained."""
         trained = {job.task.method: job for job in main if isinstance(job.task, Training)}
         return {

@@ -125,7 +125,7 @@ class Outcome:
     measured: Measurements
     rows: Sequence[Row]
     claims: Mapping[str, Claims]
-    sizes: Mapping[str, tuple[int, int]]
+    sizes: Mapping[str, tuple[int, int | None]]
     protocol: Mapping[str, Any]
     machine: Mapping[str, Any]
     hours: float

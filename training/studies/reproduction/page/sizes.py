@@ -13,13 +13,19 @@ from .....models.concepts.concept import Concept
 from .....models.methods import METHODS, Start
 from .....utils.config.parsing import to_plain_dict
 from ....coach.plan import method_config
+from ....config.options import MethodName
 from ....config.run import ConceptDtype, RunConfig
 
 SD14 = Frame.of_sizes(16, [768])
 
 
-def sd14_bytes(config: RunConfig) -> int:
-    """Size in bytes of the half-precision file of a concept that this configuration would train on SD v1.4."""
+def sd14_bytes(config: RunConfig) -> int | None:
+    """Size in bytes of the half-precision file of a concept that this configuration would train on SD v1.4.
+
+    None for Perfusion, which starts from the weights of the model itself; docs/perfusion.md tells its size.
+    """
+    if config.model.method is MethodName.perfusion:
+        return None
     method = METHODS[config.model.method].create(
         method_config(config.model),
         SD14,

@@ -91,13 +91,15 @@ def methods(rows: Sequence[Row], claims: Claims) -> str:
     return markdown(["method", "concepts", *(COLUMNS[metric] for metric in metrics), *differences], lines)
 
 
-def settings(config: ReproductionConfig, chosen: Mapping[str, Choice], sizes: Mapping[str, tuple[int, int]]) -> str:
+def settings(
+    config: ReproductionConfig, chosen: Mapping[str, Choice], sizes: Mapping[str, tuple[int, int | None]]
+) -> str:
     """What makes each method. sizes: method -> (trained numbers here, bytes on SD v1.4), of those that were trained."""
     lines: list[Sequence[object]] = []
     for method in config.method_plans:
-        numbers, size = sizes.get(method.name, (0, 0))
+        numbers, size = sizes.get(method.name, (0, None))
         budget = [f"{chosen[method.name].rate:g}", chosen[method.name].step]
-        sized = [f"{numbers:,}", f"{size / 1000:,.0f} KB"] if numbers else ["", ""]
+        sized = [f"{numbers:,}" if numbers else "", f"{size / 1000:,.0f} KB" if size else ""]
         lines.append([method.name, _code(method.arguments), *budget, *sized])
     for drawn in config.drawn_plans:
         words = [
