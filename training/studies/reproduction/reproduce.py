@@ -174,9 +174,9 @@ class Reproduction:
         write_json({"claims": found, "search": asdict(selected)}, config.work_dir / "claims.json")
 
         concepts = max(row.concepts for row in report.headline)
-        comparable = [row for row in report.headline if row.concepts == concepts]
-        plotted = [row for method in PLOTTED for row in comparable if row.method == method]
-        plotted += [row for row in comparable if row.kind is Kind.bound]
+        comparable = {row.method for row in report.headline if row.concepts == concepts}
+        plotted = [row for method in PLOTTED if method in comparable for row in report.rows if row.method == method]
+        plotted += [row for row in report.rows if row.kind is Kind.bound]
         write_plot(Report(report.protocol, {}, plotted, []), pictures / f"{stem}_curve.png", deciding.likeness)
         write_steps_plot(step_curves(deciding), pictures / f"{stem}_steps.png")
         about = MINIATURE if self.base.model.pretrained_model_name_or_path == "miniature" else ""
