@@ -25,7 +25,7 @@ try:
     from neti.models.concepts.files import explicit_files, files_at
     from neti.utils.config.values import name_or_path
     from neti.utils.errors import ArgumentParser, UserError, exit_on_user_error
-    from neti.utils.files import user_path
+    from neti.utils.files import path_option
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
@@ -45,15 +45,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="print a concept file's metadata; its tensors are not read")
-    info.add_argument("file", type=user_path)
+    info.add_argument("file", type=path_option)
     convert = commands.add_parser("convert", help="write a concept, ours or another tool's, in our format")
     convert.add_argument(
         "source",
-        type=user_path,
+        type=path_option,
         help="our concept, mapper-steps-N.pt of the public code, or an embedding file",
     )
-    convert.add_argument("embeds", type=user_path, nargs="?", help="learned_embeds-steps-N.bin, with a mapper file")
-    convert.add_argument("output", type=user_path, help="the .safetensors file to write; must not exist")
+    convert.add_argument("embeds", type=path_option, nargs="?", help="learned_embeds-steps-N.bin, with a mapper file")
+    convert.add_argument("output", type=path_option, help="the .safetensors file to write; must not exist")
     convert.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="fp16 halves the file")
     convert.add_argument(
         "--base_model", type=name_or_path, help="what an embedding was trained on; its file does not say"
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "export",
         help="write a concept as Textual Inversion embedding for other tools; where that loses something, measure what",
     )
-    export.add_argument("concept", type=user_path)
-    export.add_argument("output", type=user_path, help=".safetensors or .bin: diffusers and web UIs; .pt: web UIs")
+    export.add_argument("concept", type=path_option)
+    export.add_argument("output", type=path_option, help=".safetensors or .bin: diffusers and web UIs; .pt: web UIs")
     export.add_argument("--timestep", type=int, help=f"whose vectors are taken, 0..999 (default: {TIMESTEP})")
     export.add_argument(
         "--per_layer", action="store_true", help="one file per layer, OUTPUT-IN01 and so on, instead of their mean"

@@ -17,7 +17,7 @@ try:
     from neti.training.miniature.world.concepts import write_concepts, write_style
     from neti.training.miniature.world.world import World
     from neti.utils.errors import ArgumentParser, exit_on_user_error
-    from neti.utils.files import user_path
+    from neti.utils.files import path_option
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--folder",
-        type=user_path,
+        type=path_option,
         default=Path("input_configs/concepts"),
         help="where the photos are written; the other sets go beside it",
     )

@@ -24,7 +24,7 @@ try:
     from tqdm import tqdm
 
     from neti.utils.errors import ArgumentParser, UserError, exit_on_user_error
-    from neti.utils.files import require_writable, user_path
+    from neti.utils.files import path_option, require_writable
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="hub name or folder of the model whose text encoder is measured")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--captions", type=user_path, help="text file, one caption a line")
+    source.add_argument("--captions", type=path_option, help="text file, one caption a line")
     source.add_argument(
-        "--convert", type=user_path, help="another tool's C (.pt) or C^-1 (.npy) of this text encoder instead"
+        "--convert", type=path_option, help="another tool's C (.pt) or C^-1 (.npy) of this text encoder instead"
     )
     source.add_argument("--world", type=int, metavar="N", help="N captions of the miniature's world instead")
-    parser.add_argument("--output", type=user_path, required=True, help="a new .safetensors file")
+    parser.add_argument("--output", type=path_option, required=True, help="a new .safetensors file")
     parser.add_argument("--tokens", choices=("nonpad", "all"), default="nonpad", help="all: padding counts too")
     parser.add_argument("--ridge", type=float, default=0.0, help="times the mean eigenvalue, added to the diagonal")
     parser.add_argument("--limit", type=int, help="read only so many captions")

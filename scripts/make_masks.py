@@ -16,7 +16,7 @@ try:
     from neti.training.data.photos import find_images
     from neti.utils.devices import pick_device
     from neti.utils.errors import ArgumentParser, UserError, exit_on_user_error
-    from neti.utils.files import user_path
+    from neti.utils.files import path_option
 except ModuleNotFoundError as missing:
     print(f"error: {missing}; run `pip install -e .` in the project's folder", file=sys.stderr)
     sys.exit(2)
@@ -28,10 +28,12 @@ UNSURE = 0.5  # a surest point below this probability: the model does not see th
 def main(argv: list[str] | None = None) -> None:
     """Find the photos, load the model, write what is missing."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=user_path, help="the folder of photos")
+    parser.add_argument("folder", type=path_option, help="the folder of photos")
     parser.add_argument("word", help="what to look for: the super category, such as mug")
     parser.add_argument("--model", default="CIDAS/clipseg-rd64-refined", help="hub name or folder of a CLIPSeg model")
-    parser.add_argument("--masks_dir", type=user_path, help="another folder for the masks; left out: beside the photos")
+    parser.add_argument(
+        "--masks_dir", type=path_option, help="another folder for the masks; left out: beside the photos"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
     arguments = parser.parse_args(argv)
 

@@ -15,7 +15,7 @@ try:
 
     from neti.models.generation.recipes import read_recipe
     from neti.utils.errors import ArgumentParser, UserError, exit_on_user_error, shorten
-    from neti.utils.files import list_folder, user_path
+    from neti.utils.files import list_folder, path_option
     from neti.utils.grid import labelled_grid
     from neti.utils.images import load_image
     from neti.utils.images.png import read_metadata, write_png
@@ -32,8 +32,8 @@ Images = dict[tuple[str, int | None], Path]  # by prompt and truncation
 def main(argv: list[str] | None = None) -> None:
     """Collect the images of one seed and write `overview.png` into their folder."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=user_path, help="what inference.py wrote: one folder per prompt")
-    parser.add_argument("--photos", type=user_path, help="folder of the concept's photos, shown as the first row")
+    parser.add_argument("folder", type=path_option, help="what inference.py wrote: one folder per prompt")
+    parser.add_argument("--photos", type=path_option, help="folder of the concept's photos, shown as the first row")
     parser.add_argument("--seed", type=int, help="which seed to show; the lowest if left out")
     arguments = parser.parse_args(argv)
 

@@ -8,6 +8,7 @@ its name, a resumed run for one, may trust that it is whole.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -38,7 +39,7 @@ def user_path(text: str) -> Path:
     """The path a person wrote, `~` and `~name` being home folders, as no shell does inside a YAML file or after `=`.
 
     Raises UserError where there is no such home: a folder called `~` would be made otherwise; and for a name longer
-    than a file's can be, which every look-up would trip over. Also argparse's `type`.
+    than a file's can be, which every look-up would trip over.
     """
     path = os.path.expanduser(text)
     encoded = path.encode("utf-8", "surrogatepass")
@@ -47,6 +48,14 @@ def user_path(text: str) -> Path:
     if path.startswith("~"):
         raise UserError(f"{shown(text)} names a home folder that is not there; a file of this name is ./{text:.80}")
     return Path(path)
+
+
+def path_option(text: str) -> Path:
+    """`user_path` as argparse's `type`, whose message argparse then passes on."""
+    try:
+        return user_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def require_file(path: str | Path, what: str) -> Path:

@@ -217,13 +217,12 @@ class Predictor:
             self._denoiser, self._rows = Denoiser(self._backbone, projection), rows
         inputs = [each.model_input() for each in images]
         counts = [len(latents) for latents, _ in inputs]
-        alone = images[0].timestep
-        timesteps = [each.timestep.expand(count) for each, count in zip(images, counts, strict=True)]
-        predictions = self._denoiser(
-            torch.cat([latents for latents, _ in inputs]),
-            alone if len(images) == 1 else torch.cat(timesteps),
-            join([conditioning for _, own in inputs for conditioning in own]),
-        )
+        if len(images) == 1:  # no copy, and one timestep for all
+            latents, timesteps = inputs[0][0], images[0].timestep
+        else:
+            latents = torch.cat([rows for rows, _ in inputs])
+            timesteps = torch.cat([each.timestep.expand(count) for each, count in zip(images, counts, strict=True)])
+        predictions = self._denoiser(latents, timesteps, join([each for _, own in inputs for each in own]))
         return list(predictions.split(counts))
 
 

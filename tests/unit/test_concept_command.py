@@ -182,12 +182,12 @@ def test_what_makes_no_difference_is_not_ignored(
         (["export", str(PAIR[0]), "out.bin"], "model '/path/to/tiny-sd': no such folder"),
         (["export", "gone.pt", "out.bin"], "gone.pt"),
         (["export", "--timestep", "9" * 5000, "there.safetensors", "out.bin"], "argument --timestep: invalid int"),
-        (["convert", *map(str, PAIR), "x" * 250 + ".safetensors"], "a name of more than 255 bytes"),
-        (["convert", "~nobody-of-this-name/x.pt", "out.safetensors"], "invalid user_path value"),
+        (["convert", *map(str, PAIR), "x" * 250 + ".safetensors"], "longer than a file's name can be"),
+        (["convert", "~nobody-of-this-name/x.pt", "out.safetensors"], "names a home folder that is not there"),
         (["convert"], "the following arguments are required"),
         (["conver"], "invalid choice: 'conver'"),
         (["info", "."], "cannot be read: it is a folder"),
-        (["info", "x" * 300], "File name too long"),
+        (["info", "x" * 300], "longer than a file's name can be"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

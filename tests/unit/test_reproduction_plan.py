@@ -161,7 +161,7 @@ def test_a_method_may_learn_from_other_photos_and_from_masks(folder: Path, tiny_
     config = read_plan(path)
     [first, *_] = trainings(Plan(config).main(CHOSEN))
     assert learned_from(first) == [folder / "other" / "bear", folder / "x"]
-    with pytest.raises(UserError, match="other/bear does not exist"):
+    with pytest.raises(UserError, match="other/ball does not exist"):
         check_plan(config)
 
 

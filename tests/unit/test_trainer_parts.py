@@ -112,7 +112,11 @@ def test_bad_parameters_are_noticed_under_a_good_loss(accelerator: Accelerator) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_is_a_request_and_the_handlers_come_back(number: signal.Signals) -> None:
+def test_a_signal_is_a_request_and_the_handlers_come_back(
+    number: signal.Signals, request: pytest.FixtureRequest
+) -> None:
+    inherited = signal.signal(number, signal.default_int_handler)  # nohup has a hang-up ignored, and so do its children
+    request.addfinalizer(lambda: signal.signal(number, inherited))
     before = signal.getsignal(number)
     with GracefulStop() as stop:
         assert not stop.asked()

@@ -31,7 +31,7 @@ def check_plan(config: ReproductionConfig) -> dict[str, RunConfig]:
     SamplingConfig(config.num_denoising_steps, config.guidance_scale, config.scheduler)
     plan = Plan(config)
     trainings = [task for task in (*plan.search(), *plan.main(plan.longest())) if isinstance(task, Training)]
-    for folder in {folder for training in trainings for folder in learned_from(training)[:1]}:
+    for folder in dict.fromkeys(folder for training in trainings for folder in learned_from(training)[:1]):
         find_images(folder)
     first = {task.method: task for task in reversed(trainings)}
     runs = {method.name: first[method.name].config for method in config.method_plans}
