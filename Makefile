@@ -37,7 +37,7 @@ $(INSTALLED): environment/requirements.txt environment/requirements-app.txt envi
 demo: $(INSTALLED)
 	$(BIN)/python scripts/train.py --config_path input_configs/train_miniature.yaml --overwrite
 	$(BIN)/python scripts/inference.py --config_path input_configs/inference_miniature.yaml
-	$(BIN)/python scripts/make_overview.py $(DEMO)/inference --photos input_configs/concepts/taxi --seed 1
+	$(BIN)/python scripts/make_overview.py $(DEMO)/inference --photos input_configs/concepts_one_place/taxi --seed 1
 
 app: $(INSTALLED)
 	$(BIN)/python scripts/app.py

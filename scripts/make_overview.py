@@ -1,6 +1,6 @@
 """One picture of an inference folder: prompts across, truncations down, one seed, the concept's photos on top.
 
-python scripts/make_overview.py outputs/demo/inference --photos input_configs/concepts/taxi [--seed 0]
+python scripts/make_overview.py outputs/demo/inference --photos input_configs/concepts_one_place/taxi [--seed 0]
 """
 
 from __future__ import annotations
