@@ -39,7 +39,9 @@ def generate(config: InferenceConfig, files: dict[str, ConceptFiles]) -> None:
     prompts = read_prompts(config.prompts_file_path) if config.prompts_file_path else config.prompts or ()
     config.check_count(len(prompts))
 
-    from neti.models.generation.run import InferenceRun  # takes seconds (torch): mistakes found above are told at once
+    from neti.models.generation.run import (
+        InferenceRun,
+    )  # takes seconds (torch): mistakes found above are reported at once
 
     run = InferenceRun(config, files, prompts)
     precision = run.config.torch_dtype

@@ -56,9 +56,9 @@ def save_vit(folder: Path) -> Path:
 
 
 def picture(seed: int, width: int = 40, height: int = 40) -> Image.Image:
-    """Random colours on a coarse board, the same for the same seed."""
-    board = np.random.default_rng(seed).integers(0, 256, size=(5, 5, 3), dtype=np.uint8)
-    return Image.fromarray(board).resize((width, height), Image.Resampling.NEAREST)
+    """Random colours on a coarse grid, the same for the same seed."""
+    grid = np.random.default_rng(seed).integers(0, 256, size=(5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(grid).resize((width, height), Image.Resampling.NEAREST)
 
 
 def recipe(**changes: object) -> ImageRecipe:

@@ -25,7 +25,7 @@ EMBEDS_NAME = re.compile(r"learned_embeds-steps-(\d+)\.bin")
 
 
 class ConceptFiles(NamedTuple):
-    """`concept` alone, or the public code's mapper (as `concept`) with its `embeds`; `iteration` if a name told it."""
+    """`concept` alone, or the public code's mapper (as `concept`) with its `embeds`; `iteration` if a name has it."""
 
     concept: Path
     embeds: Path | None = None

@@ -128,7 +128,7 @@ def condition(
     prompt meets K timesteps (words [P,K,D]) without being repeated by hand. Gradients flow into `vectors` only.
     Returns keys and values [P,B,T,D] in the text encoder's dtype; without bypass and key lock both are the same tensor.
     `chunk_rows` bounds the rows (of N = P*B) that run through the encoder at once. image_size: (height, width) in
-    pixels, which SDXL is told.
+    pixels, which SDXL takes as an input.
     """
     # looked up where the tokens are, on the CPU: on CUDA the host would have to wait for the answer
     present = [name for name, slot in tokens.slots.items() if slot.any()]
@@ -186,7 +186,7 @@ def _added(
     """What SDXL's U-Net reads beside the text's tokens: the pooled text, which is one for all places and so that of the
     words' mean over them, and the sizes of the image (original, crop at 0, target)."""
     if image_size is None:
-        raise ValueError("this model is told the size of the image: give image_size")
+        raise ValueError("this model takes the size of the image as an input: give image_size")
     if len(states) > 1:
         states = _states(text, tokens, {name: own.mean(dim=0, keepdim=True) for name, own in words.items()}, chunk_rows)
     pooled = text.pooled(states[0], tokens.ids)

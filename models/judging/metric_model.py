@@ -78,7 +78,7 @@ class MetricModel:
             metric_input = MetricInput(folder, resizing)
             has_weights = any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES)
             source, version = (folder, None) if has_weights else (name_or_path, revision)
-            with without_progress_bars(), without_warnings():  # what is missing is said below
+            with without_progress_bars(), without_warnings():  # what is missing is reported below
                 parts = cls._load(source, version, folder)
             model = cls(**parts, metric_input=metric_input, name=name_or_path, device=device)
             model.image_features([Image.new("RGB", (8, 8))])  # sizes that do not fit each other are found now

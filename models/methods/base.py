@@ -96,7 +96,7 @@ class Method(nn.Module, ABC):
         return None
 
     def observe(self, conditioning: Conditioning) -> None:
-        """Told the conditioning of every micro-batch in train mode, before the U-Net; there this concept has slot 1."""
+        """Sees the conditioning of every micro-batch in train mode, before the U-Net; there this concept has slot 1."""
 
     @classmethod
     def has_setting(cls, name: str) -> bool:

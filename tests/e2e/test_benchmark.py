@@ -83,7 +83,7 @@ def test_each_section_is_written_before_the_next_is_measured(argv: list[str], tm
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("--device=cuda:77", "device = 'cuda:77'"),
         ("--dtype=fp16", "dtype = fp16 needs a GPU"),
@@ -103,7 +103,7 @@ def test_mistakes_are_told_before_anything_is_measured(
     argv: list[str],
     tmp_path: Path,
     change: str,
-    told: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -111,7 +111,7 @@ def test_mistakes_are_told_before_anything_is_measured(
     assert script.main([*argv, change]) == 2
     captured = capsys.readouterr()
     [line] = captured.err.splitlines()
-    assert line.startswith("error: ") and told in line and captured.out == ""
+    assert line.startswith("error: ") and message in line and captured.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["performance.md"]
 
 

@@ -33,7 +33,7 @@ class Result(NamedTuple):
 
     @property
     def error(self) -> str:
-        """The one line the user is told; loading bars may stand before it."""
+        """The one line the user reads; loading bars may stand before it."""
         assert self.code == 2, self.err
         [line] = [line for line in self.err.splitlines() if line.startswith("error: ")]
         assert self.err.splitlines()[-1] == line, "something follows the error"
@@ -102,14 +102,14 @@ def test_numbers_are_those_of_a_naive_computation(run: Run, tmp_path: Path, judg
     groups = [model.image_features([picture(k) for k in range(s, s + 3)]).double().numpy() for s in (0, 3, 6, 9)]
     for truncation, of_prompt in ((None, (0, 2)), (8, (1, 3))):
         pairs = [float(g @ t) for k in of_prompt for g in groups[k] for t in training]
-        told = [float(g @ texts[n]) for n, k in enumerate(of_prompt) for g in groups[k]]
+        message = [float(g @ texts[n]) for n, k in enumerate(of_prompt) for g in groups[k]]
         spread = [
             1 - np.mean([g[i] @ g[j] for i in range(3) for j in range(i)]) for g in (groups[k] for k in of_prompt)
         ]
         total = row(record, "NeTI", truncation=truncation)
         assert total["images"] == 6
         assert total["image_similarity"]["mean"] == pytest.approx(np.mean(pairs), abs=1e-6)
-        assert total["text_similarity"]["mean"] == pytest.approx(np.mean(told), abs=1e-6)
+        assert total["text_similarity"]["mean"] == pytest.approx(np.mean(message), abs=1e-6)
         assert total["diversity"]["mean"] == pytest.approx(np.mean(spread), abs=1e-6)
         for metric in ("image_similarity", "text_similarity"):
             assert total[metric]["low"] < total[metric]["mean"] < total[metric]["high"]

@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
     @property
     def error(self) -> str:
-        """The one line the user is told; transformers' loading bars may stand before it."""
+        """The one line the user reads; transformers' loading bars may stand before it."""
         assert self.code == 2, self.err
         [line] = [line for line in self.err.splitlines() if line.startswith("error: ")]
         assert self.err.splitlines()[-1] == line, "something follows the error"
@@ -68,7 +68,7 @@ def concept_path(tmp_path_factory: pytest.TempPathFactory, tiny_backbone_folder:
 
 @pytest.fixture
 def run(tmp_path: Path, concept_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the script's `main` on the tiny model with the given keys; two seeds and two steps unless told otherwise."""
+    """Runs the script's `main` on the tiny model with the given keys; two seeds and two steps by default."""
     spec = importlib.util.spec_from_file_location("inference_script", SCRIPT)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
@@ -265,15 +265,15 @@ def test_a_black_image_is_explained_by_the_safety_checker(run: Run, tmp_path: Pa
 def test_a_truncation_without_nested_dropout_is_said(
     run: Run, tmp_path: Path, tiny_backbone_folder: Path, ordered: bool
 ) -> None:
-    """The public code ignores the truncation of such a concept; here it is done, and its meaning is told."""
+    """The public code ignores the truncation of such a concept; here it is done, and its meaning is noted."""
     method = created(NeTI, NeTIConfig(use_nested_dropout=ordered), 16, torch.ones(32))
     Concept(method.eval(), "<toy>", "toy").save(tmp_path / "toy.safetensors")
     concept = {"concept": str(tmp_path / "toy.safetensors"), "pretrained_model_name_or_path": str(tiny_backbone_folder)}
-    told = "note: <toy> was trained without nested dropout: its hidden units have no order"
+    message = "note: <toy> was trained without nested dropout: its hidden units have no order"
     out = succeed(run(input_dir=None, seeds=[0], truncation_idxs=[None, 16], num_denoising_steps=1, **concept))
-    assert (told in out) is not ordered
+    assert (message in out) is not ordered
     out = succeed(run(input_dir=None, seeds=[0], truncation_idxs=None, num_denoising_steps=1, **concept))
-    assert told not in out
+    assert message not in out
 
 
 def test_a_safety_checker_that_is_not_there_is_an_error(run: Run, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_concept_of_another_model_is_refused(run: Run, tmp_path: Path, tiny_ba
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"prompts": ["A photo"]}, ["'A photo'", "{}"]),
         ({"prompts": None}, ["prompts"]),
@@ -332,9 +332,9 @@ def test_a_concept_of_another_model_is_refused(run: Run, tmp_path: Path, tiny_ba
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, keys: dict[str, object], told: list[str]) -> None:
+def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, keys: dict[str, object], message: list[str]) -> None:
     error = run(**keys).error
-    assert all(word in error for word in told), error
+    assert all(word in error for word in message), error
     assert not list(tmp_path.rglob("*.png"))
 
 

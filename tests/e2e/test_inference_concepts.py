@@ -222,7 +222,7 @@ def test_a_concept_of_the_public_code_beside_one_of_ours(run: Run, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"prompts": ["A {dog}", "A {mug:129}", "A photo"]}, ["{dog}", "0..128", "'A photo' has no {mug}"]),
         (
@@ -247,10 +247,10 @@ def test_a_concept_of_the_public_code_beside_one_of_ours(run: Run, tmp_path: Pat
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_mistakes_are_told_all_at_once(run: Run, tmp_path: Path, keys: dict[str, Any], told: list[str]) -> None:
+def test_mistakes_are_told_all_at_once(run: Run, tmp_path: Path, keys: dict[str, Any], message: list[str]) -> None:
     errors = run(**keys).errors
-    assert len(errors) == len(told), errors
-    assert all(words in error for words, error in zip(told, errors, strict=True)), errors
+    assert len(errors) == len(message), errors
+    assert all(words in error for words, error in zip(message, errors, strict=True)), errors
     assert not list(tmp_path.rglob("*.png"))
 
 

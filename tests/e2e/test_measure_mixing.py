@@ -85,9 +85,9 @@ def test_pages_are_filled_and_nothing_is_made_twice(
     images = list((tmp_path / "work" / "images").glob("*.png"))
     assert len(images) == 2 * 2 + 2 * 2 + 2 + 2 + 1 + 1 + 1, "own, mixed, and the five ways"
     assert len({path.read_bytes() for path in images}) == len(images), "every way makes other images"
-    for page, told in (("style_mixing.md", "Spearman"), ("several_concepts.md", "real renders of both")):
+    for page, message in (("style_mixing.md", "Spearman"), ("several_concepts.md", "real renders of both")):
         _, section, _ = measured_part(tmp_path / "docs" / page)
-        assert told in section and str(tmp_path) not in section
+        assert message in section and str(tmp_path) not in section
         assert (tmp_path / "docs" / "images" / page.replace(".md", ".jpg")).is_file()
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.name != "mixing.json"}
@@ -97,7 +97,7 @@ def test_pages_are_filled_and_nothing_is_made_twice(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ('--both_pairs=["tiger + wolf"]', "wolf has no file in concept_files"),
         ("--docs_dir=none", "none/style_mixing.md cannot be read"),
@@ -106,8 +106,8 @@ def test_pages_are_filled_and_nothing_is_made_twice(
     ],
 )
 def test_mistakes_are_told_in_one_line(
-    script: Any, argv: list[str], change: str, told: str, capsys: pytest.CaptureFixture[str]
+    script: Any, argv: list[str], change: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script.main([*argv, change]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert told in line
+    assert message in line

@@ -1,4 +1,4 @@
-"""`scripts/pretrain_miniature.py`, all stages at their smallest; what it cannot do is told before it begins."""
+"""`scripts/pretrain_miniature.py`, all stages at their smallest; what it cannot do is refused before it begins."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_finished_one_is_read_and_another_goes_on_from_it(script: Any, folder:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("--device=cuda:77", "device = 'cuda:77'"),
         ("--device=gpu", "device = 'gpu' is no device"),
@@ -99,7 +99,7 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_written(
     script: Any,
     folder: Path,
     change: str,
-    told: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -108,5 +108,5 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_written(
     capsys.readouterr()
     assert script.main(options(folder, change)) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and told in line
+    assert line.startswith("error: ") and message in line
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

@@ -45,7 +45,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(name: str, tmp_path: Path) -> Non
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     [line] = done.stderr.splitlines()
     assert (line.startswith("error: ") and "none" in line) or name == "check_wheel"
-    assert list(tmp_path.iterdir()) == [], "nothing is written before a mistake is told"
+    assert list(tmp_path.iterdir()) == [], "nothing is written before a mistake is reported"
 
 
 @pytest.mark.parametrize("name", sorted(MISTAKES.keys() - {"check_wheel"}))

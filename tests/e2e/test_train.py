@@ -146,9 +146,9 @@ def test_a_watcher_is_told_everything_in_any_thread(root: Path, tiny_backbone_fo
     assert launch_in_a_thread(config, watcher) == 0
     steps = [("stepped", step, step == 10) for step in range(1, 13)]
     saves = {step: ("saved", step, True) for step in range(2, 13, 2)}
-    told = [event for step in steps for event in (step, saves.get(int(step[1]))) if event]
+    message = [event for step in steps for event in (step, saves.get(int(step[1]))) if event]
     grids = [("grid", 12, "step-12.png"), ("grid", 12, "step-12-truncation-4.png")]
-    assert watcher.heard == [("planned", 2, True), ("started", 0, 12), *told, *grids, ("stopped",)]
+    assert watcher.heard == [("planned", 2, True), ("started", 0, 12), *message, *grids, ("stopped",)]
     assert watcher.notes == [f"done: {root}/runs/toy/concept-steps-12.safetensors"]
 
 
@@ -509,7 +509,7 @@ def test_dry_run_writes_nothing_and_reads_no_unet_weights(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"data__placeholder_token": "teddy"}, "already a word"),
         ({"data__super_category_token": "teddytoy"}, "one is needed"),
@@ -524,9 +524,9 @@ def test_dry_run_writes_nothing_and_reads_no_unet_weights(
     ],
 )
 def test_mistakes_are_told_in_one_line_before_anything_is_written(
-    root: Path, tiny_backbone_folder: Path, change: dict[str, object], told: str
+    root: Path, tiny_backbone_folder: Path, change: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         launch(make_config(root, tiny_backbone_folder, **change))
     assert "\n" not in str(caught.value)
     assert not (root / "runs").exists()

@@ -81,9 +81,9 @@ def test_handles_survive_what_pipelines_do_to_embeddings(dtype: torch.dtype) -> 
     batch = torch.cat([encodings, repeated])
     assert are_handles(batch).tolist() == [False] * 2 + [True] * 4
     assert not are_handles(torch.full((1, 6, 8), torch.nan)).any(), "an overflown encoding is no handle"
-    told = handle_bytes(batch[2:])
-    assert told[0] == told[1] != told[2] == told[3]
-    back = from_handle_bytes([told[0], told[2]], names)
+    message = handle_bytes(batch[2:])
+    assert message[0] == message[1] != message[2] == message[3]
+    back = from_handle_bytes([message[0], message[2]], names)
     assert torch.equal(back.ids, ids)
     assert back.slots.keys() == slots.keys()
     assert all(torch.equal(mask, slots[name]) for name, mask in back.slots.items())
@@ -179,7 +179,7 @@ def test_a_changed_concept_counts_at_once(pipe: StableDiffusionPipeline) -> None
 def test_what_does_not_fit_is_refused_and_changes_nothing(pipe: StableDiffusionPipeline) -> None:
     state = state_of(pipe)
     learning = make_method().train()
-    for concepts, truncation, told in (
+    for concepts, truncation, message in (
         ({"<toy>": make_method(width=16)}, None, "text width 16 and 16 layers, but the pipeline's .* has 32 and 16"),
         ({"<toy>": make_method(num_layers=8)}, None, "and 8 layers"),
         ({"<toy>": make_method(), "teddy": make_method()}, None, "already a word"),
@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(pipe: StableDiffusionP
         ({"<toy>": learning}, None, "training mode"),
         ({"<toy>": make_method()}, 129, "must lie in 0..128"),
     ):
-        with pytest.raises(UserError, match=told) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             attach(pipe, concepts, truncation=truncation)
         assert "\n" not in str(caught.value)
         assert state_of(pipe) == state
@@ -245,7 +245,7 @@ def test_a_unet_made_for_inpainting_works(tiny_backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"clip_skip": 1}, "clip_skip"),
         ({"cross_attention_kwargs": {"scale": 0.5}}, "set_adapters"),
@@ -253,9 +253,9 @@ def test_a_unet_made_for_inpainting_works(tiny_backbone: Backbone) -> None:
     ],
 )
 def test_options_that_cannot_reach_a_concept_are_refused(
-    pipe: StableDiffusionPipeline, options: dict[str, Any], told: str
+    pipe: StableDiffusionPipeline, options: dict[str, Any], message: str
 ) -> None:
-    with attach(pipe, {"<toy>": make_method()}), pytest.raises(UserError, match=told):
+    with attach(pipe, {"<toy>": make_method()}), pytest.raises(UserError, match=message):
         draw(pipe, options.pop("prompt", "a <toy>"), **options)
 
 

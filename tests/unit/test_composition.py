@@ -193,11 +193,11 @@ def test_layers_as_people_write_them(tiny_backbone: Backbone, text: str, names: 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("OUT6", "one of IN01, IN02"), ("OUT11-IN01", "write IN01-OUT11"), ("", "must be all"), ("IN01-", "must be all")],
 )
-def test_wrong_layers_are_told(tiny_backbone: Backbone, text: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_wrong_layers_are_told(tiny_backbone: Backbone, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         parse_layers(text, cross_attention_layers(tiny_backbone.unet))
 
 
@@ -211,7 +211,7 @@ def test_a_layer_or_timestep_without_a_concept_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "told"),
+    ("rules", "message"),
     [
         (lambda: [], "concepts of one base model, not of none"),
         (lambda: [Rule(neti(0)), Rule(narrow())], "16 layers of width 16 and 16 layers of width 32"),
@@ -221,8 +221,8 @@ def test_a_layer_or_timestep_without_a_concept_is_named() -> None:
         (lambda: [Rule(neti(0)), Rule(neti(1), layers=frozenset({16}))], r"must lie in 0\.\.15"),
     ],
 )
-def test_mixtures_that_do_not_work_are_refused(rules: Callable[[], list[Rule]], told: str) -> None:
-    with pytest.raises(UserError, match=told) as caught:
+def test_mixtures_that_do_not_work_are_refused(rules: Callable[[], list[Rule]], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         Mixture(rules())
     assert len(str(caught.value).splitlines()) == 1
 
@@ -247,7 +247,7 @@ def test_prompts_name_their_concepts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "told"),
+    ("prompt", "message"),
     [
         ("a {dog}", r"'a \{dog\}' names \{dog\}; the concepts are: \{mug\}, \{cat\}"),
         ("a {}", r"names \{\}; the concepts are: \{mug\}"),
@@ -257,8 +257,8 @@ def test_prompts_name_their_concepts() -> None:
         ("a {mug:x}", r"has \{mug:x\}"),
     ],
 )
-def test_prompts_that_name_none_or_unknown_concepts(prompt: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_prompts_that_name_none_or_unknown_concepts(prompt: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         known = {"mug": neti(0), "cat": word(1)}
         require_concept(Prompt.parse(prompt), known)
         concepts_in(Prompt.parse(prompt), known)

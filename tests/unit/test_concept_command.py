@@ -56,9 +56,9 @@ def test_info_prints_the_metadata(command: Command, tmp_path: Path, capsys: pyte
     command("convert", *PAIR, output)
     capsys.readouterr()
     assert command("info", output) == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     for words in ("placeholder: <toy>", "super_category: teddy", "method: neti", "hidden_dim: 128", "norm_rule: joint"):
-        assert words in told, told
+        assert words in message, message
 
 
 def test_an_embedding_goes_out_and_comes_back(command: Command, tmp_path: Path, tiny_backbone_folder: Path) -> None:
@@ -89,17 +89,17 @@ def test_a_neti_concept_goes_out_as_the_mean_of_its_layers_and_the_loss_is_told(
     concept, embedding, back = (tmp_path / name for name in ("a.safetensors", "toy.pt", "b.safetensors"))
     method = save_neti(concept, tiny_backbone_folder)
     assert command("export", concept, embedding) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"{embedding}: embedding <toy> of 32 numbers"
-    assert "'teddy' is 1" in told[2]
-    assert [line[:30].strip() for line in told[3:]] == [
+    message = capsys.readouterr().out.splitlines()
+    assert message[0] == f"{embedding}: embedding <toy> of 32 numbers"
+    assert "'teddy' is 1" in message[2]
+    assert [line[:30].strip() for line in message[3:]] == [
         "timestep",
         "without the textual bypass",
         "+ held at timestep 500",
         "+ one vector for all layers",
     ]
-    assert told[3].split()[1:] == ["900", "700", "500", "300", "100", "all"]
-    assert all(float(number) > 0 for line in told[4:] for number in line[30:].split())
+    assert message[3].split()[1:] == ["900", "700", "500", "300", "100", "all"]
+    assert all(float(number) > 0 for line in message[4:] for number in line[30:].split())
     assert command("convert", "--base_model", tiny_backbone_folder, embedding, back) == 0
     expected = method.vectors(torch.tensor([500])).words.mean(dim=0)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_a_concept_goes_out_as_one_embedding_per_layer(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--timestep", "1000"], "must lie in 0..999"),
         (["--base_model", "gone/there/no"], "gone/there/no"),
@@ -142,7 +142,7 @@ def test_mistakes_in_an_export_write_nothing(
     tiny_backbone_folder: Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_neti(Path("a.safetensors"), tiny_backbone_folder)
@@ -150,7 +150,7 @@ def test_mistakes_in_an_export_write_nothing(
     output = options if len(options) == 1 else [*options, "out.bin"]
     assert command("export", "a.safetensors", *output) == 2
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and told in error, error
+    assert len(error.splitlines()) == 1 and message in error, error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "config.yaml", "there.bin"]
     assert Path("there.bin").read_bytes() == b"precious"
 
@@ -167,7 +167,7 @@ def test_what_makes_no_difference_is_not_ignored(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["info", "gone.safetensors"], "gone.safetensors"),
         (["info", str(PAIR[0])], "mapper-steps-7.pt"),
@@ -196,12 +196,12 @@ def test_mistakes_are_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there.safetensors").write_bytes(b"precious")
     assert command(*words) == 2
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and told in error, error
+    assert len(error.splitlines()) == 1 and message in error, error
     assert [path.name for path in tmp_path.iterdir()] == ["there.safetensors"]
     assert Path("there.safetensors").read_bytes() == b"precious"

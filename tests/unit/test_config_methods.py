@@ -13,8 +13,8 @@ from neti.utils.config.parsing import parse_config
 
 
 def test_a_wrong_method_is_told_by_the_parser() -> None:
-    told = "must be one of: neti, textual_inversion, xti, perfusion"
-    assert problem("--model.method", "TI") == f"model.method = 'TI' (command line): {told}"
+    message = "must be one of: neti, textual_inversion, xti, perfusion"
+    assert problem("--model.method", "TI") == f"model.method = 'TI' (command line): {message}"
 
 
 @pytest.mark.parametrize("method", [name for name in MethodName if name != "neti"])

@@ -1,4 +1,4 @@
-"""Each mistake in a training config is told in one line, and all of them at once."""
+"""Each mistake in a training config is reported in one line, and all of them at once."""
 
 from __future__ import annotations
 
@@ -228,8 +228,8 @@ def test_a_file_that_is_no_config_does_not_fill_the_screen(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("option", ["--optim.seed", "--model.mapper_checkpoint_path", "--model.revision"])
 def test_an_unset_variable_of_a_shell_is_not_null(option: str) -> None:
-    told = f"{option} is empty, as an unset variable is; leave it out, or write {option} null"
-    assert problem(option, "") == problem(f"{option}=") == told
+    message = f"{option} is empty, as an unset variable is; leave it out, or write {option} null"
+    assert problem(option, "") == problem(f"{option}=") == message
 
 
 def test_all_mistakes_are_told_at_once() -> None:

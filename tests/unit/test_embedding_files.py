@@ -139,7 +139,7 @@ def test_the_formats_in_detail(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("wide.safetensors", {"<toy>": torch.zeros(1024)}, "text width 1024, but the base model tiny has 32"),
         ("known.bin", {"teddy": VECTOR}, "already a word of the model's vocabulary"),
@@ -171,9 +171,9 @@ def test_the_formats_in_detail(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_a_concept_is_refused(
-    tmp_path: Path, tiny_backbone: Backbone, name: str, content: Any, told: str
+    tmp_path: Path, tiny_backbone: Backbone, name: str, content: Any, message: str
 ) -> None:
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_embedding(write(tmp_path / name, content), tiny_backbone)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
@@ -183,7 +183,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("toy.png", PICTURE, "is a picture; an embedding hidden inside one is not read"),
         ("toy.pt", PICTURE, "is a picture"),
@@ -193,10 +193,10 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
     ],
 )
 def test_what_is_no_embedding_file_at_all_is_named(
-    tmp_path: Path, tiny_backbone: Backbone, name: str, content: bytes, told: str
+    tmp_path: Path, tiny_backbone: Backbone, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_embedding(tmp_path / name, tiny_backbone)
 
 

@@ -56,10 +56,10 @@ def one_line(read: Callable[[], T], lines: int = 1) -> T | None:
             warnings.simplefilter("ignore")
             return read()
     except UserError as error:
-        told = str(error).split("\n")
-        assert 1 <= len(told) <= lines, told
-        assert all(0 < len(line) < 1500 for line in told), told
-        assert str(error).encode("utf-8", "surrogateescape"), told
+        expected = str(error).split("\n")
+        assert 1 <= len(expected) <= lines, expected
+        assert all(0 < len(line) < 1500 for line in expected), expected
+        assert str(error).encode("utf-8", "surrogateescape"), expected
         return None
 
 

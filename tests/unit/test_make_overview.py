@@ -97,7 +97,7 @@ def test_a_foreign_overview_is_never_replaced(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--seed", "999"], "seed 999 has no image in"),
         (["--seed", "9" * 5000], "argument --seed: invalid int value: '999"),
@@ -107,12 +107,12 @@ def test_a_foreign_overview_is_never_replaced(
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(
-    overview: Overview, folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+    overview: Overview, folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert overview(folder, *words) == 2
     captured = capsys.readouterr()
     [line] = captured.err.splitlines()
-    assert told in line and len(line) < 500 and captured.out == ""
+    assert message in line and len(line) < 500 and captured.out == ""
     assert not (folder / "overview.png").exists()
 
 

@@ -285,7 +285,7 @@ def test_model_parts_are_read_from_the_files(tiny_backbone: Backbone, tiny_backb
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"docs_dir": Path("none")}, "none/miniature.md cannot be read"),
         ({"sd": "none"}, "model 'none'"),
@@ -297,9 +297,9 @@ def test_model_parts_are_read_from_the_files(tiny_backbone: Backbone, tiny_backb
     ],
 )
 def test_what_is_missing_is_told_before_anything_is_measured(
-    tiny_report: Callable[..., ReportConfig], tmp_path: Path, changes: dict[str, Any], told: str
+    tiny_report: Callable[..., ReportConfig], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         write_report(tiny_report(**changes))
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "work").exists()

@@ -126,12 +126,12 @@ def test_captions_never_name_another_place_or_style() -> None:
 
 def test_full_captions_tell_style_place_count_and_category() -> None:
     for scene in SCENES:
-        caption, told = captions.full_caption(scene), truth(scene)
+        caption, message = captions.full_caption(scene), truth(scene)
         assert scene.look.category in caption
         assert ("two " in caption) == (scene.count == 2)
-        assert told["place"] == "" or any(words in caption for words in captions.PLACE_WORDS[told["place"]])
-        assert (told["place"] == "") == (scene.place == "plain")
-        assert scene.style not in OWN_GROUND or told["place"] == ""
+        assert message["place"] == "" or any(words in caption for words in captions.PLACE_WORDS[message["place"]])
+        assert (message["place"] == "") == (scene.place == "plain")
+        assert scene.style not in OWN_GROUND or message["place"] == ""
         assert captions.STYLE_WORDS[scene.style][0].split("{}")[0] in caption
 
 

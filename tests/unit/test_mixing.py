@@ -113,7 +113,7 @@ def test_the_pages_hold_the_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["--style_pairs", '["tiger"]'], "style_pairs: 'tiger' must read \"concept + concept\""),
         (["--style_pairs", "[]", "--both_pairs", "[]"], "nothing to measure"),
@@ -126,7 +126,7 @@ def test_the_pages_hold_the_numbers() -> None:
         (["--categories", "cats"], "categories = ['cats']"),
     ],
 )
-def test_settings_that_measure_nothing_are_told(argv: list[str], told: str) -> None:
+def test_settings_that_measure_nothing_are_told(argv: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_config(MixingConfig, argv)
-    assert told in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1

@@ -141,19 +141,21 @@ def test_a_file_gives_back_the_same_bits(backbone: Backbone, captions: Captions,
 def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no tensors")
     miniature = BUNDLED[0].parent / "sd" / "vae" / "diffusion_pytorch_model.safetensors"
-    for path, told in [
+    for path, message in [
         (tmp_path / "none.safetensors", "no such covariance file"),
         (tmp_path / "text.safetensors", "damaged"),
         (miniature, "not a covariance file"),
     ]:
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             Covariance.load(path)
 
 
-@pytest.mark.parametrize(("text", "told"), [(b"\n \n", "holds no caption"), (b"\xff\xfe", "cannot be read as UTF-8")])
-def test_captions_that_are_none_are_refused(tmp_path: Path, text: bytes, told: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"), [(b"\n \n", "holds no caption"), (b"\xff\xfe", "cannot be read as UTF-8")]
+)
+def test_captions_that_are_none_are_refused(tmp_path: Path, text: bytes, message: str) -> None:
     (tmp_path / "captions.txt").write_bytes(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         Captions(tmp_path / "captions.txt")
 
 

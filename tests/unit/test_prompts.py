@@ -118,13 +118,13 @@ def test_a_prompts_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
     empty.write_text("\n \n")
     latin.write_bytes(b"Caf\xe9 {}")
-    for path, told in [
+    for path, message in [
         (tmp_path / "none.txt", "does not exist"),
         (empty, "is empty"),
         (latin, "is not UTF-8 text"),
         (tmp_path, "cannot be read"),
     ]:
-        with pytest.raises(UserError, match=told) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             read_prompts(path)
         assert str(path) in str(caught.value)
 

@@ -155,7 +155,7 @@ def test_a_checkpoint_saved_after_the_public_codes_own_resume(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "told"),
+    ("place", "value", "message"),
     [
         (("cfg",), [], "list indices must be integers"),
         (("cfg", "model"), None, "NoneType"),
@@ -175,7 +175,7 @@ def test_a_checkpoint_saved_after_the_public_codes_own_resume(tmp_path: Path) ->
     ],
 )
 def test_a_checkpoint_of_another_shape_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[str, ...], value: Any, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[str, ...], value: Any, message: str
 ) -> None:
     mapper, embeds = files("default")
     checkpoint = read_pickle(mapper)
@@ -198,5 +198,5 @@ def test_a_checkpoint_of_another_shape_is_refused(
     with pytest.raises(UserError) as caught:
         load_reference_concept(tmp_path / "mapper.pt", embeds)
     line = str(caught.value)
-    assert "not a mapper checkpoint this version understands" in line and told in line
+    assert "not a mapper checkpoint this version understands" in line and message in line
     assert "\n" not in line and len(line) < 600

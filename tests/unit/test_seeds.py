@@ -26,7 +26,7 @@ def test_seeds_in_the_order_written(written: int | str | list[int | str], seeds:
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("written", "message"),
     [
         ("", "no seeds given"),
         ([], "no seeds given"),
@@ -39,8 +39,8 @@ def test_seeds_in_the_order_written(written: int | str | list[int | str], seeds:
         ("0-99999999999", "makes more than 100000 seeds"),
     ],
 )
-def test_what_is_no_seed_is_told(written: int | str | list[int | str], told: str) -> None:
+def test_what_is_no_seed_is_told(written: int | str | list[int | str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_seeds(written)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

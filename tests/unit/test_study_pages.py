@@ -1,4 +1,4 @@
-"""Pages with a measured part: only that part changes, and a page without a place for it is told."""
+"""Pages with a measured part: only that part changes, and a page without a place for it is refused."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def one_for_all(accelerator: Accelerator) -> Iterator[None]:
 
 def release(accelerator: Accelerator) -> None:
     """Let the trackers, and all that a run held, go."""
-    with suppress(OSError):  # a tracker on a full disk, which was told when it began
+    with suppress(OSError):  # a tracker on a full disk, which was warned of when it began
         accelerator.end_training()
     accelerator.free_memory()  # it, the trainer and the model refer to one another
     _forget_processes()

@@ -111,7 +111,7 @@ def _outliving(stream: TextIO) -> Iterator[None]:
 class MetricsLog:
     """The main process writes, the others only take part. On a resume at step `start`, later records are dropped.
 
-    A log that cannot be written, on a full disk, is no reason to lose the training: `warn` is told once, and what
+    A log that cannot be written, on a full disk, is no reason to lose the training: `warn` is called once, and what
     `metrics.jsonl` lacks is written as soon as there is room.
     """
 

@@ -22,7 +22,7 @@ class StartFrom(Choice):
 
 
 class Tracker(Choice):
-    """Who is told the metrics, beside `metrics.jsonl`, which is always written; `all` is every tracker installed."""
+    """Where the metrics go, beside `metrics.jsonl`, which is always written; `all` is every tracker installed."""
 
     tensorboard = "tensorboard"
     wandb = "wandb"

@@ -81,7 +81,7 @@ class DataConfig(Config):
     # World only: kinds of things that `favourites_share` of the samples show; the rest shows any
     favourites: tuple[str, ...] = ()
     favourites_share: float = setting(0.0, at_least=0, at_most=1)
-    # World only: share of the batches that show the object in another scene, told by its caption, to w0 alone
+    # World only: share of the batches that show the object in another scene, named by its caption, to w0 alone
     other_scene: float = setting(0.0, at_least=0, at_most=1)
     # World only: path of NotoColorEmoji.ttf; unset: where Debian's fonts-noto-color-emoji puts it
     font: Optional[Path] = None

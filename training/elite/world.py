@@ -21,8 +21,8 @@ _PHOTO, _TARGET, _DRAW, _BATCH = 0, 1, 2, 3  # separate streams of randomness
 class WorldSamples:
     """Photos of the world's things; a batch shows them as they are, or the same things in other scenes.
 
-    As they are (the official recipe): target and encoder's picture are one photo, told by a template. In another scene
-    (`data.other_scene` of the batches): the target is any picture of the same thing, told by its caption, and w0 stands
+    As they are (the official recipe): target and encoder's picture are one photo, named by a template. In another scene
+    (`data.other_scene` of the batches): the target is a picture of the same thing, named by its caption, and w0 stands
     alone. So w0 learns to carry the thing without its ground; a data set of the real world has no such pairs.
     """
 

@@ -30,7 +30,7 @@ class JobsConfig(Config):
 
 
 def open_pool(config: JobsConfig, device: str, make: MakeWork) -> Pool:
-    """The workers that `config` asks for. device: what the script was told; `auto` takes GPUs where there are some.
+    """The workers that `config` asks for. device: the script's own option; `auto` takes GPUs where there are some.
 
     Raises UserError for a cluster that is not there, and when a launcher has started several of this process.
     """

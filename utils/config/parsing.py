@@ -1,4 +1,4 @@
-"""From YAML files and command lines to frozen config dataclasses, with every mistake told in one line.
+"""From YAML files and command lines to frozen config dataclasses, with every mistake reported in one line.
 
 pyrallis builds the dataclasses and prints `--help`. What it lacks is done here, before it sees anything: unknown keys
 with the nearest right one, strict types, ranges, and all mistakes at once instead of the first one's traceback.
@@ -216,10 +216,12 @@ class _Reader:
         return f"allowed {f'in {group}' if prefix else 'here'}: {', '.join(dict.fromkeys(siblings))}"
 
     def _report_missing(self, written: Mapping[str, _Written]) -> None:
-        told = " ".join(self.problems)  # a misspelt key explains itself: its right name is not reported missing as well
+        reported = " ".join(
+            self.problems
+        )  # a misspelt key explains itself: its right name is not reported missing as well
         for name, key in self.keys.items():
             required = key.field.default is dataclasses.MISSING and key.field.default_factory is dataclasses.MISSING
-            if required and name not in written and name not in told:
+            if required and name not in written and name not in reported:
                 file = self.files[0] if self.files else "a YAML file (--config_path X.yaml)"
                 self.problems.append(f"{name} is missing; write it in {file} or pass --{name} VALUE")
 

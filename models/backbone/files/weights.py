@@ -31,7 +31,7 @@ VARIANTS = (None, "fp16", "bf16", "fp32")  # the first form that is there is rea
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """names: the files in the part's folder, an index before its shards. options: what `from_pretrained` is told."""
+    """names: the files in the part's folder, an index before its shards. options: what `from_pretrained` takes."""
 
     names: tuple[str, ...]
     options: dict[str, Any]

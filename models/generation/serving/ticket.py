@@ -25,7 +25,7 @@ class Ticket:
         on_step: Callable[[int], object] | None,
         changed: Condition,
     ) -> None:
-        """changed: the queue's, told of whatever happens to a request."""
+        """changed: the queue's, notified of whatever happens to a request."""
         self.recipes, self.concepts, self._on_step, self._changed = tuple(recipes), dict(concepts), on_step, changed
         self._made: dict[int, Drawn] = {}
         self._delivered = self._finished = 0

@@ -55,7 +55,7 @@ def save_encoder(encoder: Encoder, path: Path, *, base_model: str, dtype: torch.
 def write_encoder(
     path: Path, states: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any], dtype: torch.dtype
 ) -> None:
-    """Write tensors by role and name, and what is said about them. UserError if the place cannot be written to."""
+    """Write tensors by role and name, and metadata about them. UserError if the place cannot be written to."""
     tensors = {
         f"{role}.{name}": tensor.detach().cpu().to(dtype).contiguous()
         for role, state in states.items()

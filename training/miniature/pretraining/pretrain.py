@@ -54,7 +54,7 @@ def pretrain(config: MiniatureConfig) -> bool:
     device = loop.join_processes(config.device)
     if config.vision_only:
         return loop.rank() > 0 or _pretrain_vision(config, device)
-    loop.own_share(config.unet.batch)  # a batch that cannot be shared is told before hours of work
+    loop.own_share(config.unet.batch)  # a batch that cannot be shared is refused before hours of work
     ready = _prepare(config, device) if loop.rank() == 0 else None
     if not loop.first_says(ready is not None):
         return False

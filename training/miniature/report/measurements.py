@@ -81,7 +81,7 @@ class Measurements:
 
     def retrieval(self) -> dict[str, Any]:
         """random, full: per held-out scene, how often the metric model picks its own caption among the pool, for
-        captions as in training (each fact told half of the time, so that several may fit) and for those that tell all.
+        captions as in training (each fact named half of the time, so that several may fit) and for those that name all.
         """
         loose = [caption(scene, np.random.default_rng((CAPTION_SEED, k))) for k, scene in enumerate(self.whole.scenes)]
         model, pool = self.study.metric_model, self.config.retrieval_pool

@@ -1,7 +1,7 @@
-"""What people say about a scene: many wordings, each fact told about half of the time.
+"""What people say about a scene: many wordings, each fact named about half of the time.
 
 A frozen model can be personalised only along directions that its captions taught it, so the look (colour, pattern,
-size, position, specific name) is told often, and left out just as often so that "a cat" alone does not fix its look.
+size, position, specific name) is named often, and left out just as often so that "a cat" alone does not fix its look.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def caption(scene: Scene, rng: Rng, name: str | None = None) -> str:
     if scene.style == "photo" and rng.random() < 0.45:
         text = _from_template(scene, rng, name)
         if text is not None:
-            told = scene.place != "plain" and rng.random() < 0.6
-            return f"{text} {rng.choice(PLACE_WORDS[scene.place])}" if told else text
+            named = scene.place != "plain" and rng.random() < 0.6
+            return f"{text} {rng.choice(PLACE_WORDS[scene.place])}" if named else text
     words = STYLE_WORDS[scene.style]
     text = str(words[0] if rng.random() < 0.55 else rng.choice(words)).format(_subject(scene, rng, name))
     tell_place = 0.25 if scene.place == "plain" and scene.style == "photo" else 0.9 if scene.style == "photo" else 0.6
@@ -124,7 +124,7 @@ def caption(scene: Scene, rng: Rng, name: str | None = None) -> str:
 
 
 def full_caption(scene: Scene) -> str:
-    """The caption of the reports: style, place, count and category told, nothing else."""
+    """The caption of the reports: style, place, count and category, nothing else."""
     category = scene.look.category
     subject = f"two {_plural(category)}" if scene.count == 2 else f"{_article(category)} {category}"
     text = STYLE_WORDS[scene.style][0].format(subject)

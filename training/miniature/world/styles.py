@@ -82,7 +82,7 @@ def repaint(image: Image.Image, style: str, rng: Rng) -> Image.Image:
     """Turn a finished 128 x 128 scene into a painting, drawing or photo."""
     if style == "photo":
         return image
-    painters = {
+    filters = {
         "monet": _monet,
         "oil": _oil,
         "chagall": _chagall,
@@ -90,7 +90,7 @@ def repaint(image: Image.Image, style: str, rng: Rng) -> Image.Image:
         "watercolor": _watercolor,
         HELD_OUT_STYLE: _old_print,
     }
-    return painters[style](image, rng)
+    return filters[style](image, rng)
 
 
 def ground(style: str, rng: Rng) -> Image.Image:

@@ -99,7 +99,7 @@ def _with_bias(features: np.ndarray) -> np.ndarray:
 
 
 def _best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
-    """The middle between two scores at which most of both kinds are told right."""
+    """The middle between two scores at which most of both kinds are answered right."""
     order = np.sort(scores)
     candidates = (order[1:] + order[:-1]) / 2
     gains = [np.mean(scores[truth] > cut) + np.mean(scores[~truth] <= cut) for cut in candidates]
