@@ -13,6 +13,7 @@ pytestmark = pytest.mark.e2e
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NO_CONFIG = ["--config_path", "none.yaml"]
 MISTAKES = {
+    "app": NO_CONFIG,
     "benchmark": NO_CONFIG,
     "check_wheel": ["dist"],
     "compute_metrics": NO_CONFIG,
