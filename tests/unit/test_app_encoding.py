@@ -83,6 +83,7 @@ def test_a_training_goes_on_from_the_photo_and_its_mask(services: Services, phot
     kept = {"app": services.config, "places": services.places}
     config = refined(photo, painted(), None, "mug", "cup", **kept)  # type: ignore[arg-type]
     assert config.log.exp_name == "mug-neti" and config.data.masks == "folder"
+    assert (config.model.start_from, config.model.encoder) == ("elite", services.config.encoder)
     assert sorted(path.name for path in config.data.train_data_dir.iterdir()) == ["photo-masklabel.png", "photo.png"]
     assert refined(photo, None, None, "mug", "cup", **kept).data.masks == "none"  # type: ignore[arg-type]
 

@@ -90,10 +90,12 @@ def encoded(
 def refined(
     photo: str | None, painted: Painted, mask: str | None, name: str, word: str, *, app: AppConfig, places: Places
 ) -> RunConfig:
-    """A training of the same photo, within its mask, as {name}-neti."""
+    """A training of the same photo, within its mask, as {name}-neti, from the encoder's word if there is an encoder."""
     one = receive(photo, painted, mask, places)
     masks = "folder" if one.mask else "none"
-    return run_config(Lesson.of(str(one.photo.parent), f"{name}-neti", word, masks=masks), app, places)
+    encoder = None if missing_encoder(app) else app.encoder
+    lesson = Lesson.of(str(one.photo.parent), f"{name}-neti", word, masks=masks, encoder=encoder)
+    return run_config(lesson, app, places)
 
 
 def _read(upload: str) -> Image.Image:

@@ -19,7 +19,10 @@ MASKS = [("none", NO_MASKS), ("mask files among the photos", "folder"), ("the ph
 
 @dataclass(frozen=True)
 class Lesson:
-    """One training. photos: their folder; word: the super category; steps None: as the recipe says."""
+    """One training. photos: their folder; word: the super category; steps None: as the recipe says.
+
+    encoder: whose word for the photos it starts from; None: from the super category.
+    """
 
     name: str
     photos: Path
@@ -28,6 +31,7 @@ class Lesson:
     steps: int | None = None
     preset: str = DEFAULT
     masks: str = NO_MASKS
+    encoder: str | None = None
 
     @classmethod
     def of(
@@ -39,13 +43,14 @@ class Lesson:
         steps: float | None = None,
         preset: str = DEFAULT,
         masks: str = NO_MASKS,
+        encoder: str | None = None,
     ) -> Lesson:
         """What stands in the page's fields. UserError for one that is empty."""
         if not photos:
             raise UserError("drop three to six photos first")
         if not word.strip():
             raise UserError("say in one plain word what kind of thing it is, such as car, cat or mug")
-        return cls(name, Path(photos), word, method, int(steps) if steps else None, preset, masks)
+        return cls(name, Path(photos), word, method, int(steps) if steps else None, preset, masks, encoder)
 
 
 def presets(app: AppConfig) -> list[str]:
@@ -76,6 +81,8 @@ def run_config(lesson: Lesson, app: AppConfig, places: Places) -> RunConfig:
     }
     options |= {"data.super_category_rule": "mean"} if " " in word else {}
     options |= {"model.pretrained_model_name_or_path": app.base_model} if app.base_model else {}
+    if lesson.encoder is not None:
+        options |= {"model.start_from": "elite", "model.encoder": lesson.encoder}
     if lesson.steps is not None:
         every = max(lesson.steps // GRIDS, 1)
         options |= {"optim.max_train_steps": lesson.steps, "log.save_steps": every, "eval.validation_steps": every}
