@@ -16,7 +16,7 @@ from ..config import AppConfig
 from .library import Library
 from .request import Request
 
-BANDS = ((901, 999), *((first, first + 99) for first in range(801, 0, -100)), (0, 100))  # of timesteps, noise first
+BANDS = ((901, 999), *((first, first + 99) for first in range(801, 100, -100)), (0, 100))  # of timesteps, noise first
 MIX = "mix"  # the mixture's name in prompts
 
 

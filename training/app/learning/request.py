@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ....utils.config.parsing import parse_config
+from ....utils.config.yaml_text import load_yaml
 from ....utils.errors import UserError, shown
 from ...config.run import RunConfig
 from ..config import AppConfig
@@ -54,9 +55,10 @@ class Lesson:
 
 
 def presets(app: AppConfig) -> list[str]:
-    """What can be laid on top of a recipe, the recipe alone first."""
-    found = sorted(path.stem for path in app.presets.glob("*.yaml")) if app.presets.is_dir() else []
-    return [DEFAULT, *found]
+    """What can be laid on top of a recipe, the recipe alone first; presets of drawing are none of training."""
+    groups = {field.name for field in fields(RunConfig)}
+    files = sorted(app.presets.glob("*.yaml")) if app.presets.is_dir() else []
+    return [DEFAULT, *(path.stem for path in files if groups.issuperset(load_yaml(path)))]
 
 
 def run_config(lesson: Lesson, app: AppConfig, places: Places) -> RunConfig:
