@@ -44,7 +44,7 @@ setup(
         "neti.models": ["py.typed", "miniature/*", "miniature/*/*", "miniature/*/*/*"],
         "neti.models.backbone.files": ["families/*", "families/*/*", "families/*/*/*"],
         "neti.training": ["py.typed"],
-        "neti.training.app.page": ["style.css"],
+        "neti.training.app.page": ["style.css", "phone.html"],
         "neti.utils": ["py.typed"],
     },
     # exact pins live in environment/requirements.txt

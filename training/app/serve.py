@@ -13,6 +13,7 @@ from .page.page import build
 from .services import Services
 
 STYLE = Path(__file__).parent / "page" / "style.css"
+PHONE = STYLE.with_name("phone.html")
 # of Gradio's own files, its semi-bold knows no Latin letters
 FONTS = (gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")
 MAX_UPLOAD = "64mb"  # a photo of a camera has 10, a concept file 2
@@ -34,6 +35,7 @@ def serve(config: AppConfig) -> str:
             share=config.share,
             theme=gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="lg", font=FONTS),
             css_paths=STYLE,
+            head_paths=PHONE,
             allowed_paths=[str(services.places.outputs)],
             max_file_size=MAX_UPLOAD,
             footer_links=[],
