@@ -115,6 +115,18 @@ def test_places_that_cannot_be_are_refused_early(tmp_path: Path) -> None:
         run.check_places()
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "validation"])
+def test_a_link_out_of_the_run_folder_is_refused_and_nothing_behind_it_goes(tmp_path: Path, name: str) -> None:
+    run, elsewhere = RunFolder(tmp_path / "run", tmp_path), tmp_path / "elsewhere"
+    for folder in (run.path, elsewhere):
+        folder.mkdir()
+    (elsewhere / "step-2.pt").write_text("somebody's")
+    (run.path / name).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=rf"{name} is a link, and a run keeps its files inside its folder"):
+        run.check_places()
+    assert (elsewhere / "step-2.pt").read_text() == "somebody's"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody without permission")
 @pytest.mark.parametrize("mode", [0o500, 0o300, 0o000])
 def test_a_folder_without_permission_is_refused_early(tmp_path: Path, mode: int) -> None:

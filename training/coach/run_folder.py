@@ -100,9 +100,16 @@ class RunFolder:
         return self.derived.read_bytes() if self.derived.is_file() else b""
 
     def check_places(self) -> None:
-        """UserError for a file where a folder must be, a folder where a file must be, and places without permission."""
+        """UserError for a file where a folder must be, a folder where a file must be, places without permission, and
+        links that lead out of the run folder, behind which files would be removed."""
         for folder in (self.path, self.states_folder, self.validation_folder):
             require_folder(folder)
+        for folder in (self.states_folder, self.validation_folder):
+            if folder.is_symlink():
+                raise UserError(
+                    f"{folder} is a link, and a run keeps its files inside its folder; remove the link, and let "
+                    "log.exp_dir say where there is room"
+                )
         for file in (self.config, self.derived, self.metrics):
             if file.is_dir():
                 raise UserError(f"{file} is a folder, where the run writes a file; move it away")
