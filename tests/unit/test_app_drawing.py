@@ -130,6 +130,7 @@ def test_cancelling_ends_it_between_two_steps_and_the_app_lives_on(services: Ser
     services.drawer.cancel("one")
     seen += list(steps)
     assert seen[-1].done < seen[-1].total and not seen[-1].pictures
+    assert seen[-1].words == "cancelled", "whatever the page still gets late, this comes after it"
     assert len(last(services, Request("A photo of a {}", "toy", seeds="3", steps=2)).pictures) == 1
 
 
@@ -140,6 +141,13 @@ def test_a_new_request_of_a_session_ends_its_old_one(services: Services) -> None
     next(other)
     assert len(last(services, Request("A photo of a {}", "toy", seeds="3", steps=2)).pictures) == 1
     assert not any(made.pictures for made in old)
+    newer = services.drawer.pictures("one", Request("A photo of a {}", "toy", seeds="0-7", steps=200))
+    older = services.drawer.pictures("one", Request("A photo of a {}", "toy", seeds="0-7", steps=200))
+    next(newer)
+    next(older)
+    assert all(not made.cancelled for made in newer), "its end, by the other, is not the session's"
+    services.drawer.cancel("one")
+    assert list(older)[-1].cancelled, "and has not taken the other's ticket along"
     assert list(other)[-1].pictures, "another session is left alone"
 
 
@@ -151,7 +159,7 @@ def test_what_was_cancelled_while_it_waited_leaves_a_queue_that_draws(services: 
     next(second)
     services.drawer.cancel("two")
     services.drawer.cancel("one")
-    assert list(second) == [] and not any(made.pictures for made in first)
+    assert [made.words for made in second] == ["cancelled"] and not any(made.pictures for made in first)
     assert len(last(services, Request("A photo of a {}", "toy", seeds="3", steps=2)).pictures) == 1
 
 

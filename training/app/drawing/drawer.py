@@ -32,7 +32,7 @@ class Progress(NamedTuple):
     """What there is of a request.
 
     pictures: file and caption. done, total: denoising steps times images. seeds: how many images stand in a row, where
-    several settings stand below one another.
+    several settings stand below one another. cancelled: there will be no more.
     """
 
     pictures: list[tuple[str, str]]
@@ -40,6 +40,7 @@ class Progress(NamedTuple):
     total: int
     images: int
     seeds: int
+    cancelled: bool = False
 
     @property
     def columns(self) -> int:
@@ -49,6 +50,8 @@ class Progress(NamedTuple):
     @property
     def words(self) -> str:
         """How far it is."""
+        if self.cancelled:
+            return "cancelled"
         if self.done >= self.total:
             return f"{self.images} image{'s' * (self.images > 1)} drawn"
         if not self.done:
@@ -87,8 +90,8 @@ class Drawer:
 
         folder: where the images go, and may be already; a new one unless it is given.
 
-        Ends early, without an error, when it is cancelled. UserError for whatever is wrong with the request, and when
-        the memory does not suffice; the app lives on.
+        Ends early when it is cancelled, and says so last, since the page may get an earlier word late. UserError for
+        whatever is wrong with the request, and when the memory does not suffice; the app lives on.
         """
         self.cancel(session)
         controls = self.controls(request.concept) if request.compare and request.concept else None
@@ -97,17 +100,22 @@ class Drawer:
         run = InferenceRun(config, files, config.prompts or ())
         recipes = [recipe for each in run.missing.values() for recipe in each]
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        ticket: Ticket | None = None
+        last: Progress | None = None
         try:
             drawing = self._queue(run)
             ticket = self._tickets[session] = drawing.submit(recipes, run.concepts.by_name, on_step=events.put)
-            yield from self._follow(ticket, run, events)
+            for last in self._follow(ticket, run, events):
+                yield last
         except CancelledError:
-            return
+            if last is not None and session not in self._tickets:  # and not because of a new request
+                yield last._replace(cancelled=True)
         except (MemoryError, torch.OutOfMemoryError):  # of loading the model: the queue sees to that of drawing
             self.free()
             raise UserError("there is not enough memory for this base model; close what else uses it") from None
         finally:
-            self._tickets.pop(session, None)
+            if self._tickets.get(session) is ticket:  # else it is a newer request's
+                self._tickets.pop(session, None)
 
     def cancel(self, session: str) -> None:
         """Give up what a session waits for, if it waits for anything."""
@@ -147,7 +155,7 @@ class Drawer:
 
         threading.Thread(target=pump, daemon=True).start()
         recipes = [recipe for each in run.recipes.values() for recipe in each]
-        size = {"images": len(recipes), "seeds": len(run.config.seeds)}
+        size: dict[str, Any] = {"images": len(recipes), "seeds": len(run.config.seeds)}
         total = len(recipes) * run.config.num_denoising_steps
         done = (len(recipes) - len(ticket.recipes)) * run.config.num_denoising_steps
 
