@@ -69,3 +69,12 @@ def write_photos(folder: Path, count: int = 3) -> list[Path]:
     for number, path in enumerate(paths):
         Image.effect_noise((64, 64), 40 + number).convert("RGB").save(path)
     return paths
+
+
+def with_two_concepts(folder: Path, backbone: Path) -> Services:
+    """The app's parts, with two concepts, toy and cat, in the library."""
+    encoder = Backbone.from_pretrained(str(backbone), components=("text_encoder",))
+    made = make_services(folder, backbone)
+    for seed, name in enumerate(("toy", "cat")):
+        put_concept(made.places.outputs, name, new_neti(encoder, seed), backbone)
+    return made

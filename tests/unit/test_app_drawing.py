@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_parts import make_services, new_neti, put_concept
+from app_parts import new_neti, with_two_concepts
 from perfusion_concepts import make_perfusion
 from PIL import Image
 
@@ -24,11 +24,7 @@ from neti.utils.errors import UserError
 @pytest.fixture
 def services(tmp_path: Path, tiny_backbone_folder: Path) -> Services:
     """Two concepts, toy and cat, in the library."""
-    backbone = Backbone.from_pretrained(str(tiny_backbone_folder), components=("text_encoder",))
-    made = make_services(tmp_path, tiny_backbone_folder)
-    put_concept(made.places.outputs, "toy", new_neti(backbone), tiny_backbone_folder)
-    put_concept(made.places.outputs, "cat", new_neti(backbone, seed=1), tiny_backbone_folder)
-    return made
+    return with_two_concepts(tmp_path, tiny_backbone_folder)
 
 
 def last(services: Services, request: Request, session: str = "one") -> Progress:

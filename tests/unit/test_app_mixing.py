@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from app_parts import make_services, new_neti, put_concept
+from app_parts import with_two_concepts
 
-from neti.models.backbone.backbone import Backbone
 from neti.models.conditioning.composition import Mixture, Rule, parse_layers, style_mixture
 from neti.training.app.drawing.mixing import BANDS, mix_request, rules, style_map
 from neti.training.app.services import Services
@@ -18,11 +17,7 @@ from neti.utils.errors import UserError
 
 @pytest.fixture
 def services(tmp_path: Path, tiny_backbone_folder: Path) -> Services:
-    backbone = Backbone.from_pretrained(str(tiny_backbone_folder), components=("text_encoder",))
-    made = make_services(tmp_path, tiny_backbone_folder)
-    put_concept(made.places.outputs, "toy", new_neti(backbone), tiny_backbone_folder)
-    put_concept(made.places.outputs, "cat", new_neti(backbone, seed=1), tiny_backbone_folder)
-    return made
+    return with_two_concepts(tmp_path, tiny_backbone_folder)
 
 
 @pytest.mark.parametrize("start", [0, 100, 600, 900])

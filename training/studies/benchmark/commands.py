@@ -38,21 +38,17 @@ print(libraries - began, time.perf_counter() - libraries)
 HELPED = ("train", "inference")  # the scripts whose --help is timed
 IMAGE_STEPS = 25
 SHORT, LONG = 20, 40  # steps of the training whose pace is taken between two saves
-BATCH, FEW = 4, 4
+BATCH = 4
 STEPS, LAST = 50, 10  # of the trainings whose losses are compared; the last ones are averaged
 
 
 @dataclass(frozen=True)
 class Commands:
-    """scripts: the folder of train.py and inference.py. folder: where their results go.
-
-    package: the folder that holds the package `neti` of these scripts; None: the installed one.
-    """
+    """scripts: the folder of train.py and inference.py. folder: where their results go."""
 
     config: BenchmarkConfig
     scripts: Path
     folder: Path
-    package: Path | None = None
 
     def train(self, name: str, processes: int = 1, **changes: object) -> float:
         """Train on the miniature into folder/name, by `train_config` with these keys changed (`__` for the dot).
@@ -69,7 +65,7 @@ class Commands:
         options = [word for key, value in settings.items() for word in (f"--{key.replace('__', '.')}", str(value))]
         launcher = [] if processes == 1 else [*LAUNCHER, "--num_processes", str(processes)]
         script = str(self.scripts / "train.py")
-        return self.run([*launcher, script, "--config_path", str(self.config.train_config), *options])[0]
+        return run([*launcher, script, "--config_path", str(self.config.train_config), *options])[0]
 
     def training_pace(self, name: str, processes: int = 1) -> float:
         """Seconds of a training step of BATCH, between the saves of steps SHORT and LONG."""
@@ -84,24 +80,12 @@ class Commands:
         saved = [self.concept(name, step).stat().st_mtime for step in (SHORT, LONG)]
         return (saved[1] - saved[0]) / (LONG - SHORT)
 
-    def infer(
-        self, concept: Path, name: str, seeds: str = "0", dtype: Dtype = Dtype.fp32, batch_size: int = 4
-    ) -> float:
+    def infer(self, concept: Path, name: str, seeds: str = "0", dtype: Dtype = Dtype.fp32) -> float:
         """Images of a concept into folder/name; returns the moment of the start."""
         options = ["--concept", str(concept), "--inference_dir", str(self.folder / name), "--torch_dtype", dtype.value]
         options += ["--prompts", '["a photo of a {}"]', "--seeds", seeds, "--num_denoising_steps", str(IMAGE_STEPS)]
-        options += ["--batch_size", str(batch_size), "--device", self.config.device]
-        return self.run([str(self.scripts / "inference.py"), *options])[0]
-
-    def image_pace(self, concept: Path, name: str) -> float:
-        """Seconds of an image, between the first and the last of FEW that are made one by one."""
-        self.infer(concept, name, f"0-{FEW - 1}", batch_size=1)
-        made = [image.stat().st_mtime for image in self.images(name)]
-        return (max(made) - min(made)) / (FEW - 1)
-
-    def run(self, arguments: Sequence[str]) -> tuple[float, str]:
-        """`run` with this package."""
-        return run(arguments, self.package)
+        options += ["--device", self.config.device]
+        return run([str(self.scripts / "inference.py"), *options])[0]
 
     def concept(self, name: str, step: int) -> Path:
         """The concept file that a training wrote."""
@@ -112,13 +96,12 @@ class Commands:
         return sorted((self.folder / name).glob("*/[0-9]*.png"))
 
 
-def run(arguments: Sequence[str], package: Path | None = None) -> tuple[float, str]:
-    """Run Python with these arguments; returns the moment of its start and what it printed. package: see `Commands`.
+def run(arguments: Sequence[str]) -> tuple[float, str]:
+    """Run Python with these arguments; returns the moment of its start and what it printed.
 
     UserError with its last line if it fails.
     """
-    path = {} if package is None else {"PYTHONPATH": str(package)}
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **path}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     began = time.time()
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
     if done.returncode:

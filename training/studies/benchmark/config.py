@@ -20,7 +20,7 @@ class Subject(Choice):
 
 
 class Section(Choice):
-    """Groups of rows. arithmetic is about sd14, families sets SDXL beside it; startup, numerics and earlier run the
+    """Groups of rows. arithmetic is about sd14, families sets SDXL beside it; startup and numerics run the
     miniature through the real commands."""
 
     arithmetic = "arithmetic"
@@ -34,7 +34,6 @@ class Section(Choice):
     memory = "memory"
     startup = "startup"
     numerics = "numerics"
-    earlier = "earlier"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class BenchmarkConfig(Config):
     # miniature, sd14 or both
     models: tuple[Subject, ...] = (Subject.miniature,)
     # Groups of rows: arithmetic, families, training, variants, sampling, perfusion,
-    # serving, scaling, memory, startup, numerics, earlier
+    # serving, scaling, memory, startup, numerics
     sections: tuple[Section, ...] = tuple(Section)
     # Side of the images in pixels; unset: the model's own
     resolution: Optional[int] = setting(None, at_least=16, at_most=4096)
@@ -74,8 +73,6 @@ class BenchmarkConfig(Config):
     processes: tuple[int, ...] = setting((1, 2), at_least=1, at_most=64)
     # Training on the miniature, for what runs the real commands
     train_config: Path = Path("input_configs/train_miniature.yaml")
-    # An earlier checkout of this project, after `make links` there, for the section earlier; unset: left out
-    earlier: Optional[Path] = None
     # Results; a chapter stays on the page until its file here is deleted
     work_dir: Path = Path("outputs/benchmark")
     # The measured part of performance.md is written here, after every section
@@ -84,8 +81,6 @@ class BenchmarkConfig(Config):
     def problems(self) -> list[str]:
         """One line for each combination of values that makes no sense."""
         lines = device_problems("device", self.device)
-        if self.earlier is not None and not (self.earlier / "build" / "typing" / "neti").is_dir():
-            lines.append(f"earlier = {self.earlier} is no checkout with links: run `make links` in it")
         if self.batch % self.accumulation:
             lines.append(f"batch = {self.batch} must be a multiple of accumulation = {self.accumulation}")
         if self.resolution and self.resolution % 8:  # image side divided by latent side: 8 on sd14, 4 on the miniature

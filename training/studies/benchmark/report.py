@@ -23,16 +23,15 @@ from ..timing import Row
 from .arithmetic import arithmetic_rows, family_rows
 from .commands import Commands, numerics_rows, process_rows, startup_rows
 from .config import BenchmarkConfig, Section, Subject
-from .earlier import earlier_rows
 from .images import sampling_rows, seed_rows, serving_rows
 from .memory import memory_rows
 from .perfusion import perfusion_rows
 from .training import Trainers, batch_rows, make_backbone, training_rows, variant_rows
 
 # All others need a model in memory
-ALONE = {Section.arithmetic, Section.memory, Section.startup, Section.numerics, Section.earlier}
+ALONE = {Section.arithmetic, Section.memory, Section.startup, Section.numerics}
 # Of the call, not of what is measured
-OWN_KEYS = ("train_config", "work_dir", "docs_dir", "name", "sections", "earlier")
+OWN_KEYS = ("train_config", "work_dir", "docs_dir", "name", "sections")
 
 
 def write_benchmark(config: BenchmarkConfig, scripts: Path) -> Iterator[tuple[str, list[Row]]]:
@@ -85,8 +84,6 @@ def _measure(config: BenchmarkConfig, commands: Commands, folder: Path) -> Itera
         yield "miniature: processes", process_rows(config, commands)
     if Section.numerics in config.sections:
         yield "miniature: precision", numerics_rows(config, commands)
-    if Section.earlier in config.sections and config.earlier is not None:
-        yield "miniature: beside an earlier state of this project", earlier_rows(config, commands, config.earlier)
 
 
 def _of_model(config: BenchmarkConfig, subject: Subject, folder: Path) -> Iterator[tuple[str, list[Row]]]:
